@@ -1,0 +1,116 @@
+"""Settings of a run: one class per block of the config file, and the whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from transformer_vq.config.base import Settings
+from transformer_vq.config.model import TransformerVQConfig
+
+
+class DataConfig(Settings):
+    """Where tokens come from and in which order they are read."""
+
+    source: str = Field(
+        "builtin",
+        min_length=1,
+        description="builtin | a file or folder | hf:NAME[/CONFIG] (parquet, JSON or a dataset's name)",
+    )
+    field: str = Field("text", min_length=1, description="column that holds the text of a dataset row")
+    streaming: bool = Field(False, description="read a dataset row by row instead of downloading it whole")
+    max_bytes: int | None = Field(None, ge=1, description="keep only about this much text of each split")
+    tokenizer: str = Field(
+        "bytes", min_length=1, description="bytes | bpe:SIZE, trained on the train split | a tokenizer.json"
+    )
+    order: Literal["windows", "streams"] = Field(
+        "windows", description="windows: random, independent | streams: contiguous, state carried (truncated BPTT)"
+    )
+    document_boundaries: Literal["ignore", "reset"] = Field(
+        "ignore", description="reset: attention never crosses from one document into the next"
+    )
+    document_separator: str | None = Field(
+        None, min_length=1, description="text between documents; files and dataset rows are documents anyway"
+    )
+    cache: str | None = Field(None, description="folder of token files; null: the user's cache folder")
+
+
+class TrainConfig(Settings):
+    """The optimization."""
+
+    init_from: str | None = Field(None, description="RUN[@best|@last|@STEP]: start from the weights of another run")
+    steps: int = Field(400, ge=1, description="optimizer steps")
+    batch_size: int = Field(16, ge=1, description="sequences per optimizer step, over all processes and micro-batches")
+    micro_batch: int | None = Field(None, ge=1, description="sequences per forward pass and process; null: all at once")
+    seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
+    updates_per_sequence: int | None = Field(
+        None,
+        ge=1,
+        description="order: streams; the state is dropped after this many updates; null: at the corpus's end",
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    optimizer: Literal["adamw", "muon", "adafactor"] = Field(
+        "adamw", description="adamw | muon: Muon for hidden matrices, AdamW for the rest | adafactor"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.98), strict=False, description="AdamW's decay rates")
+    eps: float = Field(1e-9, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of everything that is not one-dimensional")
+    decay_scaled_by_lr: bool = Field(
+        True, description="decay × learning rate, as in torch; false: decay alone, as in the paper"
+    )
+    clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null: no clipping")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after the warmup: cosine | wsd: stable, then linear decay | constant"
+    )
+    warmup: int = Field(40, ge=0, description="steps of linear warmup")
+    final_lr: float = Field(0.1, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    decay_share: float = Field(0.2, gt=0, le=1, description="wsd: last share of the steps, in which the rate falls")
+    precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16: autocast; parameters stay fp32")
+    compile: bool = Field(False, description="torch.compile the model")
+    log_every: int = Field(10, ge=1, description="steps between training records")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="beside metrics.jsonl, which is always written"
+    )
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> TrainConfig:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
+        return self
+
+
+class EvalConfig(Settings):
+    """Evaluation during training and after it."""
+
+    every: int | None = Field(
+        100, ge=1, description="steps between evaluations on the valid split; null: only at the end"
+    )
+    context: Literal["full"] | Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="full: everything before, state carried | W: at most W tokens; null: full, or a sliding window of "
+        "train.seq_len for a model with full-attention layers",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="during training, only this much of the split; null: all of it"
+    )
+    batch_size: int = Field(16, ge=1, description="streams or windows evaluated side by side")
+
+
+class CheckpointConfig(Settings):
+    """What is kept of the weights."""
+
+    every: int | None = Field(200, ge=1, description="steps between checkpoints; null: only at the end")
+    keep: int = Field(2, ge=1, description="latest checkpoints that are kept, beside the best")
+
+
+class RunConfig(Settings):
+    """A language-model run, the whole config file."""
+
+    seed: int = Field(0, ge=0, description="of everything random: weights, batches, dropout, sampling")
+    run_dir: str = Field("runs/run", min_length=1, description="the one folder that a run writes to")
+    data: DataConfig = DataConfig()
+    model: TransformerVQConfig = TransformerVQConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

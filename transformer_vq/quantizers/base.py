@@ -1,0 +1,47 @@
+"""What every quantizer offers to attention and to the image models: one result type and one small interface."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """Result of quantizing keys k (B, H, T, K) with a codebook (H, S, K)."""
+
+    codes: Tensor
+    """(B, H, T) int64."""
+    quantized: Tensor
+    """(B, H, T, K) in the keys' dtype; forward value bitwise a codebook row, gradient by the estimator."""
+    loss: Tensor
+    """Scalar, fp32 or wider: every auxiliary term times its weight; add it to the training loss as it is."""
+    commitment: Tensor
+    """Scalar, unweighted: squared distance summed over heads and width, averaged over real tokens  [Lingle 2309.16354]."""
+    metrics: dict[str, Tensor]
+    """Detached scalars: codebook health of this batch (names in `quantizers/health.py`)."""
+
+
+class Quantizer(nn.Module):
+    """Keys in, codes out. Subclasses own what they learn and call `ops/` for the arithmetic.
+
+    `forward(k, mask=None)`: k (B, H, T, K), mask (B, T) bool, True where a token is real -> `Quantized`.
+    """
+
+    def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
+        """See the class."""
+        raise NotImplementedError
+
+    @property
+    def codebook(self) -> Tensor:
+        """(H, S, K): the row of each code."""
+        raise NotImplementedError
+
+    def set_step(self, step: int) -> None:
+        """Tell the optimizer step, on which schedules, warm starts and seeded noise depend."""
+
+    def apply_codebook_statistics(self) -> None:
+        """Move the codebook by what forward passes in training collected since the last call, once per optimizer step."""
+
+    def discard_codebook_statistics(self) -> None:
+        """Forget what was collected, for a step that is skipped."""
