@@ -136,6 +136,6 @@ class TransformerVQConfig(Settings):
 
 
 def merge(default: Any, override: dict[str, Any]) -> Any:
-    """A layer's quantizer settings: `override` over `default`, or over its own kind's defaults when it changes `kind`."""
+    """A layer's quantizer: `override` over `default`, or over its own kind's defaults when it changes `kind`."""
     same = override.get("kind", default.kind) == default.kind
     return QUANTIZER.validate_python({**(default.model_dump() if same else {}), **override})

@@ -17,7 +17,7 @@ class Quantized(NamedTuple):
     loss: Tensor
     """Scalar, fp32 or wider: every auxiliary term times its weight; add it to the training loss as it is."""
     commitment: Tensor
-    """Scalar, unweighted: squared distance summed over heads and width, averaged over real tokens  [Lingle 2309.16354]."""
+    """Scalar, unweighted: squared distance summed over heads and width, mean over real tokens  [Lingle 2309.16354]."""
     metrics: dict[str, Tensor]
     """Detached scalars: codebook health of this batch (names in `quantizers/health.py`)."""
 
@@ -41,7 +41,7 @@ class Quantizer(nn.Module):
         """Tell the optimizer step, on which schedules, warm starts and seeded noise depend."""
 
     def apply_codebook_statistics(self) -> None:
-        """Move the codebook by what forward passes in training collected since the last call, once per optimizer step."""
+        """Move the codebook by what forward passes in training collected; called once per optimizer step."""
 
     def discard_codebook_statistics(self) -> None:
         """Forget what was collected, for a step that is skipped."""

@@ -10,8 +10,8 @@ from torch import Tensor
 class AttentionState(NamedTuple):
     """What is left of the tokens read so far. Hkv key heads, S codes, M window; detached, constant in T.
 
-    The last M real keys of the current document stay exact (right-aligned, oldest first); all older ones are a count and
-    a mean value per code.
+    The last M real keys of the current document stay exact (right-aligned, oldest first); all older ones are a count
+    and a mean value per code.
     """
 
     codes: Tensor
@@ -29,4 +29,4 @@ class AttentionState(NamedTuple):
     segment: Tensor
     """(B,) int64: id of the last real token's segment."""
     position: Tensor
-    """(B,) int64: real tokens read so far in this stream; 0 means that nothing has been read, and `segment` means nothing."""
+    """(B,) int64: real tokens read so far in this stream; at 0 `segment` means nothing."""
