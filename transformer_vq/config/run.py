@@ -36,18 +36,16 @@ class DataConfig(Settings):
     cache: str | None = Field(None, description="folder of token files; null: the user's cache folder")
 
 
-class TrainConfig(Settings):
-    """The optimization."""
+class OptimizationConfig(Settings):
+    """The optimization, whatever is trained."""
 
     init_from: str | None = Field(None, description="RUN[@best|@last|@STEP]: start from the weights of another run")
     steps: int = Field(400, ge=1, description="optimizer steps")
-    batch_size: int = Field(16, ge=1, description="sequences per optimizer step, over all processes and micro-batches")
-    micro_batch: int | None = Field(None, ge=1, description="sequences per forward pass and process; null: all at once")
-    seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
-    updates_per_sequence: int | None = Field(
-        None,
-        ge=1,
-        description="order: streams; the state is dropped after this many updates; null: at the corpus's end",
+    batch_size: int = Field(
+        16, ge=1, description="sequences or images per optimizer step, over all processes and micro-batches"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="sequences or images per forward pass and process; null: all at once"
     )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     optimizer: Literal["adamw", "muon", "adafactor"] = Field(
@@ -74,10 +72,21 @@ class TrainConfig(Settings):
     )
 
     @model_validator(mode="after")
-    def _micro_batch_fits(self) -> TrainConfig:
+    def _micro_batch_fits(self) -> OptimizationConfig:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch = {self.micro_batch}: must divide batch_size = {self.batch_size}")
         return self
+
+
+class TrainConfig(OptimizationConfig):
+    """The optimization of a language model."""
+
+    seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
+    updates_per_sequence: int | None = Field(
+        None,
+        ge=1,
+        description="order: streams; the state is dropped after this many updates; null: at the corpus's end",
+    )
 
 
 class EvalConfig(Settings):
