@@ -1,0 +1,97 @@
+"""The one entry to VQ attention, and the table of its backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from transformer_vq.ops.attention.call import Call, prepare, real_first
+from transformer_vq.ops.attention.quadratic import quadratic
+from transformer_vq.ops.attention.state import AttentionState, next_state, pick
+from transformer_vq.ops.resolve import resolve
+
+Backend = Callable[[Call], Tensor]
+
+BACKENDS: dict[str, Backend] = {"quadratic": quadratic}
+
+
+def vq_attention(
+    q: Tensor,
+    k_hat: Tensor,
+    v: Tensor,
+    codes: Tensor,
+    codebook: Tensor,
+    *,
+    window: int,
+    block_len: int,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    rotary: Tensor | None = None,
+    state: AttentionState | None = None,
+    segments: Tensor | None = None,
+    mask: Tensor | None = None,
+    cache: bool = True,
+    gradients: str = "window",
+    grad_through_cache: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, AttentionState]:
+    """Causal attention over vector-quantized keys  [Lingle 2309.16354].
+
+        logit(i,j) = scale·q_i·k̂_j + [i−j ≤ M] bias(i, i−j),   j ≤ i,   softmax over j, times v_j
+
+    q (B, H, T, K); k_hat (B, Hkv, T, K), rows of the codebook; v (B, Hkv, T, V); codes (B, Hkv, T) int64;
+    codebook (Hkv, S, K) -> o (B, H, T, V) in v's dtype, and the state for the next call. Hkv divides H, query head h
+    reads key head h // (H/Hkv). Logits, counts, softmax and means are fp32 or wider, under autocast too.
+
+    window              M: distances 0 … M see the exact key and its position; farther keys act through their code
+    block_len           L: speed only, and the reach of the gradient under `gradients="block"`
+    scale               multiplies content logits; None = 1
+    bias                (B or 1, H, T or 1, M+1), added at distance i−j; gets gradient
+    rotary              (K/2,) radians per token: keys appear turned by min(i−j, M)
+    state               what an earlier call returned; detached. None: nothing came before
+    segments            (B, T) int64: attention never crosses a change of id. The state carries the last id, and a call
+                        that starts with another starts empty; without segments it continues the state's document
+    mask                (B, T) bool, True = real. Results are those of the sequence without its padding; o is 0 there
+    cache               False: only the window is seen (the state is kept up all the same)
+    gradients           "window": k_j and v_j learn from queries up to i = j+M. "block": the paper's, with s the start
+                        of i's block: k_j from queries with j ≥ s−M, v_j from all
+    grad_through_cache  "window": v_j learns from queries beyond j+M too. "block": False cuts all that lies before s
+    backend             auto | a name in BACKENDS | module:function, a function `Call -> o`
+
+    Raises ValueError with the shapes where arguments do not fit together.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        call = prepare(
+            q,
+            k_hat,
+            v,
+            codes,
+            codebook,
+            window=window,
+            block_len=block_len,
+            scale=scale,
+            bias=bias,
+            rotary=rotary,
+            state=state,
+            segments=segments,
+            mask=mask,
+            cache=cache,
+            gradients=gradients,
+            grad_through_cache=grad_through_cache,
+        )
+        name, _ = resolve_backend(backend, q.device, q.shape[2])
+        attend: Backend = resolve(name, BACKENDS, "attention backend")
+        o = attend(call).flatten(1, 2).to(v.dtype)
+        if mask is not None:
+            back = torch.argsort(real_first(mask), dim=1)
+            o = pick(o, back).masked_fill(~mask[:, None, :, None], 0)
+        return o, next_state(call, k_hat.dtype, v.dtype)
+
+
+def resolve_backend(name: str, device: torch.device | str, T: int) -> tuple[str, str]:
+    """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word."""
+    if name != "auto":
+        return name, "asked for by name"
+    return "quadratic", "the only one"

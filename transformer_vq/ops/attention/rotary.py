@@ -1,0 +1,22 @@
+"""Rotary positions: pairs (x_c, x_{c+K/2}) turned by an angle  [Su 2104.09864].
+
+Inside the window this is the usual rotary embedding, (R_i q_i)·(R_j k_j). A cached key has lost its position, so the
+distance is clipped at the window: beyond it every key is seen through one fixed rotation of the query, (R_M q_i)·c_s.
+The logit is then continuous in the distance, and still independent of the block length.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
+    """R_p x. x (..., T, K); position (..., T) or (T,) in tokens; frequency (K/2,) in radians per token -> (..., T, K).
+
+    Angles are fp64, because a position of 65,536 in fp32 is off by 4e-3 radians.
+    """
+    angle = position.to(torch.float64)[..., None] * frequency.to(torch.float64)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
