@@ -1,0 +1,139 @@
+"""Batches as pure functions of (seed, step): resuming needs no replay, and it does not matter who makes which row.
+
+Two orders for training: windows (random, independent) and streams (contiguous, for truncated BPTT). Two passes for
+evaluation: streams that carry the state, and overlapping windows that cut the context. A label is the next token of the
+split, also where that begins a document: every token counts in bits per byte.
+
+Axes:   B batch  T length   n tokens of the split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transformer_vq.data.store import TokenFile
+
+IGNORED = -100
+"""Label of a position whose next token does not count."""
+
+
+class Batch(NamedTuple):
+    """Rows of text."""
+
+    tokens: Tensor
+    """(B, T) int64."""
+    labels: Tensor
+    """(B, T) int64: the token that follows, or -100."""
+    segments: Tensor | None
+    """(B, T) int64, the document's number in the split; None when document boundaries are ignored."""
+    fresh: Tensor
+    """(B,) bool: the row continues nothing, its state starts empty."""
+
+
+def window_batch(
+    file: TokenFile, seed: int, step: int, rows: range, batch_size: int, seq_len: int, reset: bool = False
+) -> Batch:
+    """Rows `rows` of the batch_size windows of a step: starts are uniform over the split, drawn one by one.
+
+    Window number step·batch_size + row depends on seed and its number alone. reset: give segments.
+    Raises ValueError when the split is shorter than a window and its last label (see check_lengths).
+    """
+    places = len(file) - seq_len
+    if places < 1:
+        raise ValueError(f"{file.name} has {len(file)} tokens: no window of {seq_len} and a label")
+    starts = [draw(seed, step * batch_size + row, places) for row in rows]
+    return gather(file, np.array(starts, np.int64), seq_len, reset, np.ones(len(rows), bool))
+
+
+def stream_batch(
+    file: TokenFile,
+    seed: int,
+    step: int,
+    rows: range,
+    batch_size: int,
+    seq_len: int,
+    updates_per_sequence: int | None = None,
+    reset: bool = False,
+) -> Batch:
+    """Rows `rows` of a step of batch_size streams, which cut the split into equal parts and are read side by side.
+
+    All streams of an epoch are C = (n−1) // (B·T) steps long; what is left over, under B·T tokens, lies before the
+    first and behind the last, shared out anew each epoch. The seed decides at which step of the epoch reading begins.
+    fresh: at the first step, at the start of an epoch, and after each `updates_per_sequence` steps.
+    Raises ValueError when the split is too short for one step.
+    """
+    steps = (len(file) - 1) // (batch_size * seq_len)
+    if steps < 1:
+        raise ValueError(
+            f"{file.name} has {len(file)} tokens: too few for {batch_size} streams of {seq_len} and a label"
+        )
+    epoch, at = divmod(step + draw(seed, 0, steps), steps)
+    spare = len(file) - 1 - steps * batch_size * seq_len
+    first = draw(seed, 1 + epoch, spare + 1)
+    starts = first + (np.arange(rows.start, rows.stop, rows.step) * steps + at) * seq_len
+    fresh = step == 0 or at == 0 or (updates_per_sequence is not None and step % updates_per_sequence == 0)
+    return gather(file, starts.astype(np.int64), seq_len, reset, np.full(len(rows), fresh))
+
+
+def eval_streams(file: TokenFile, length: int, streams: int = 1, reset: bool = False) -> Iterator[Batch]:
+    """The whole split once, `length` tokens a step, in `streams` equal parts side by side; the state is carried.
+
+    Every token but the very first is a label exactly once. With one stream its context is everything before; with more,
+    each but the first starts without the text before it. Parts differ by at most one token: the last column may hold
+    padding, label -100, after which nothing of that row follows.
+    """
+    borders = np.linspace(0, len(file) - 1, streams + 1).astype(np.int64)
+    longest = int(np.diff(borders).max())
+    for at in range(0, longest, length):
+        width = min(length, longest - at)
+        places = borders[:-1, None] + at + np.arange(width)
+        yield gather_places(file, places, places < borders[1:, None], reset, np.full(streams, at == 0))
+
+
+def eval_windows(file: TokenFile, width: int, batch_size: int, reset: bool = False) -> Iterator[Batch]:
+    """The whole split once, in windows of `width` tokens that overlap by half; each starts without a state.
+
+    Only labels that no earlier window has count: all of the first window, then the second half, so that every token but
+    the very first is predicted exactly once, from at least width − width // 2 + 1 tokens where so many precede it.
+    """
+    last = len(file) - 1
+    width, stride = min(width, last), max(width // 2, 1)
+    starts = np.append(np.arange(0, last - width, stride), last - width)  # the last one ends with the split
+    done = np.append(0, starts[:-1] + width)  # positions below this were scored
+    for at in range(0, len(starts), batch_size):
+        places = starts[at : at + batch_size, None] + np.arange(width)
+        yield gather_places(file, places, places >= done[at : at + batch_size, None], reset, np.ones(len(places), bool))
+
+
+def draw(seed: int, index: int, below: int) -> int:
+    """The index-th random number of `seed`, uniform in [0, below): a counter, no state  [Philox, Salmon 2011]."""
+    key = np.array([seed & (2**64 - 1), seed >> 64 & (2**64 - 1)], np.uint64)
+    raw = np.random.Philox(key=key, counter=index << 64).random_raw()  # the low word counts within a draw
+    return int(raw) * below >> 64
+
+
+def gather(file: TokenFile, starts: NDArray[np.int64], length: int, reset: bool, fresh: NDArray[np.bool_]) -> Batch:
+    """Rows of `length` tokens from `starts` on, every label counting."""
+    places = starts[:, None] + np.arange(length)
+    return gather_places(file, places, np.ones(places.shape, bool), reset, fresh)
+
+
+def gather_places(
+    file: TokenFile, places: NDArray[np.int64], counts: NDArray[np.bool_], reset: bool, fresh: NDArray[np.bool_]
+) -> Batch:
+    """Tokens at `places` (B, T), their next tokens as labels where `counts`."""
+    tokens = file.tokens[places].astype(np.int64)
+    following = file.tokens[np.minimum(places + 1, len(file) - 1)].astype(np.int64)
+    segments = np.searchsorted(file.documents, places, side="right") - 1 if reset else None
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(np.where(counts, following, IGNORED)),
+        None if segments is None else torch.from_numpy(segments.astype(np.int64)),
+        torch.from_numpy(fresh),
+    )

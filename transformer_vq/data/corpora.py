@@ -1,0 +1,223 @@
+"""What `data.source` can be: the built-in corpus, a text file, a folder, a dataset (see huggingface.py).
+
+A source is opened without reading its text: it knows its name, a hash of its content and, per split, how to read it.
+Every file is a document.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import platform
+import re
+import sysconfig
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import accumulate
+from pathlib import Path
+
+from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.data.documents import SPLITS, Piece, Pieces, carve, read_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened `data.source`."""
+
+    name: str
+    """A phrase that says what it is."""
+    fingerprint: str
+    """sha256 of everything that decides which text is in which split."""
+    splits: dict[str, Pieces]
+    """train, valid, test."""
+    notes: tuple[str, ...] = ()
+    """What was decided for the user, a sentence each."""
+
+
+NOT_TEXT = (
+    "*.parquet",
+    "*.arrow",
+    "*.jsonl",
+    "*.jsonl.gz",
+    "*.zip",
+    "*.tar",
+    "*.tar.*",
+    "*.npy",
+    "*.npz",
+    "*.safetensors",
+)
+
+LEFT_OUT_FOLDERS = {
+    "__pycache__": "compiled",
+    "site-packages": "not the standard library",
+    "dist-packages": "the same, on Debian",
+    "test": "tests: as much text as all the rest, and much of it data",
+    "tests": "tests",
+    "idle_test": "tests of idlelib",
+    "encodings": "character tables written by a program, and look-alike wrappers around them",
+    "pydoc_data": "the language reference as one generated string",
+}
+LEFT_OUT_FILES = {
+    "_sysconfigdata*.py": "generated when Python was built; holds local paths",
+    "sitecustomize.py": "belongs to the machine",
+    "usercustomize.py": "belongs to the machine",
+    "html/entities.py": "a table of character names",
+    "keyword.py": "generated table",
+    "re/_casefix.py": "generated table",
+    "stringprep.py": "generated table",
+    "token.py": "generated table",
+}
+
+
+def open_source(config: DataConfig, characters: bool) -> Source:
+    """Find what `data.source` names.  Raises ConfigError when it is not there or holds nothing.
+
+    characters: the tokenizer reads text, so borders between splits may not cut a UTF-8 character in two.
+    """
+    if config.source == "builtin":
+        return builtin()
+    if config.source.startswith("hf:"):
+        from transformer_vq.data.huggingface import open_dataset
+
+        return open_dataset(config, characters)
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        return open_folder(path, characters)
+    if path.is_file():
+        return open_file(path, characters)
+    near = difflib.get_close_matches(config.source, ["builtin"], n=1)
+    hint = "; did you mean builtin?" if near else ""
+    raise ConfigError(
+        f"data.source = {config.source}: no such file or folder (builtin | a file | a folder | hf:NAME[/CONFIG]){hint}"
+    )
+
+
+def builtin() -> Source:
+    """The Python standard library's own source: real text on every machine.
+
+    Left out: tests and generated tables, see LEFT_OUT_*.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = []
+    for path in walk(root, frozenset(LEFT_OUT_FOLDERS)):
+        relative = path.relative_to(root).as_posix()
+        if path.suffix == ".py" and not any(fnmatch(relative, pattern) for pattern in LEFT_OUT_FILES):
+            files.append(path)
+    files = [path for path in files if path.stat().st_size]
+    if len(files) < 100:
+        raise ConfigError(f"data.source = builtin: {root} holds no standard library in source; name a text file")
+    name = f"source code of Python {platform.python_version()}'s standard library (no tests, no generated tables)"
+    return Source(name, hash_files(root, files), read_all(split_by_hash(root, files)))
+
+
+def open_file(path: Path, characters: bool) -> Source:
+    """One file, 90/5/5 by position: of the official enwik8, the usual 90, 5 and 5 million bytes."""
+    refuse_not_text([path])
+    if path.stat().st_size == 0:
+        raise ConfigError(f"data.source = {path}: the file is empty")
+    splits = carve(lambda: read_file(path), SPLITS, characters)
+    return Source(str(path), hash_files(path.parent, [path]), splits, ("split 90/5/5 by position",))
+
+
+def open_folder(root: Path, characters: bool) -> Source:
+    """A folder, hidden files aside: split by the files' names if these say train and valid or test, else by a hash."""
+    files = [path for path in walk(root, frozenset({"__pycache__"})) if not path.name.startswith(".")]
+    for path in files:
+        if path.name in ("enwik8", "enwik8.xz", "enwik8.gz"):
+            return open_file(path, characters)
+    refuse_not_text(files)
+    files = [path for path in files if path.stat().st_size]
+    if not files:
+        raise ConfigError(f"data.source = {root}: the folder holds no text")
+    if len(files) == 1:
+        return open_file(files[0], characters)
+
+    named: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for path in files:
+        if split := split_name(path.relative_to(root)):
+            named[split].append(path)
+    if named["train"] and (named["valid"] or named["test"]):
+        used = [path for split in SPLITS for path in named[split]]
+        splits, notes = complete(read_all({split: paths for split, paths in named.items() if paths}), characters)
+        if len(used) < len(files):
+            notes += (f"{len(files) - len(used)} of {len(files)} files left out: their names say no split",)
+        return Source(str(root), hash_files(root, used), splits, ("split by the files' names", *notes))
+    if len(files) == 2:
+        splits = carve(lambda: read_in_turn(files), SPLITS, characters)
+        return Source(str(root), hash_files(root, files), splits, ("two files, split 90/5/5 by position",))
+    splits = read_all(split_by_hash(root, files))
+    return Source(str(root), hash_files(root, files), splits, ("files ordered by a hash of their paths, split 90/5/5",))
+
+
+def complete(splits: dict[str, Pieces], characters: bool) -> tuple[dict[str, Pieces], tuple[str, ...]]:
+    """Carve the splits that are missing off the end of train; say so."""
+    missing = tuple(split for split in SPLITS if split not in splits)
+    if not missing:
+        return splits, ()
+    splits = {**splits, **carve(splits["train"], ("train", *missing), characters)}
+    return {split: splits[split] for split in SPLITS}, (f"{' and '.join(missing)}: 5 % each of the end of train",)
+
+
+def split_name(path: Path) -> str | None:
+    """The split that a relative path names: by its first folder (train, validation, ...), or in its file name."""
+    folders = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test"}
+    if len(path.parts) > 1 and path.parts[0].lower() in folders:
+        return folders[path.parts[0].lower()]
+    found = re.search(r"train|valid|(?<![a-z])val(?![a-z])|test", path.name.lower())
+    return {"val": "valid"}.get(found[0], found[0]) if found else None
+
+
+def split_by_hash(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """At least three files in the order of a hash of their path: 90 % of the bytes are train, then valid, test.
+
+    A new or longer file moves at most the files next to the two borders into another split.
+    """
+    order = sorted(files, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
+    ends = list(accumulate(path.stat().st_size for path in order))
+    valid, test = (bisect_left(ends, ends[-1] * share // 100) for share in (90, 95))
+    valid = min(max(valid, 1), len(order) - 2)
+    test = min(max(test, valid + 1), len(order) - 1)
+    return {"train": order[:valid], "valid": order[valid:test], "test": order[test:]}
+
+
+def read_in_turn(files: Sequence[Path]) -> Iterator[Piece]:
+    """Several files, each a document."""
+    for path in files:
+        yield from read_file(path)
+
+
+def read_all(splits: dict[str, list[Path]]) -> dict[str, Pieces]:
+    """Readers of lists of files."""
+    return {split: (lambda files=files: read_in_turn(files)) for split, files in splits.items()}  # type: ignore[misc]
+
+
+def walk(root: Path, skip: frozenset[str]) -> list[Path]:
+    """All files under a folder but those in folders named in `skip` or hidden, sorted by path."""
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
+        files += [Path(folder, name) for name in names]
+    return sorted(path for path in files if path.is_file())
+
+
+def refuse_not_text(files: Sequence[Path]) -> None:
+    """Raise ConfigError for a file that holds rows or an archive: its bytes are no text."""
+    for path in files:
+        if any(fnmatch(path.name, pattern) for pattern in NOT_TEXT):
+            raise ConfigError(f"data.source: {path} is not text; parquet and JSON are read with hf:{path.parent}")
+
+
+def hash_files(root: Path, files: Sequence[Path]) -> str:
+    """sha256 over relative path, size and content of files, as on the disk.  Raises ConfigError where unreadable."""
+    total = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0{content}\n".encode())
+        except OSError as error:
+            raise ConfigError(f"data.source: {path} is not readable: {error}") from None
+    return total.hexdigest()

@@ -1,0 +1,136 @@
+"""Text as a stream of pieces: bounded memory whatever the size of a file, and a mark where a document begins.
+
+Everything here maps a stream of pieces to a stream of pieces. Pieces end after a line break, or at least not inside
+a UTF-8 character, so that a tokenizer may encode them one by one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from transformer_vq.config import ConfigError
+
+PIECE = 1 << 18
+"""Bytes of a piece, at most; short enough that a tokenizer's threads share the work."""
+
+SPLITS = ("train", "valid", "test")
+
+
+class Piece(NamedTuple):
+    """Some bytes of a document."""
+
+    text: bytes
+    begins: bool
+    """A document begins with the first byte."""
+    where: str
+    """File or dataset row, for error messages."""
+    offset: int
+    """Of the first byte, in `where`."""
+
+
+Pieces = Callable[[], Iterator[Piece]]
+"""A split: each call reads it from the start."""
+
+
+def open_plain(path: Path) -> IO[bytes]:
+    """Open for reading; `.xz` and `.gz` are decompressed on the way."""
+    if path.suffix == ".xz":
+        return lzma.open(path)
+    if path.suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def character_start(text: bytes, at: int) -> int:
+    """The first position from `at` on where no UTF-8 character is cut in two."""
+    end = min(at + 3, len(text))
+    while at < end and text[at] & 0xC0 == 0x80:  # a continuation byte
+        at += 1
+    return at
+
+
+def cut(text: bytes, where: str, begins: bool = True, offset: int = 0) -> Iterator[Piece]:
+    """A document in memory as pieces."""
+    at = 0
+    while at < len(text):
+        end = at + PIECE
+        if end < len(text):
+            newline = text.rfind(b"\n", at + PIECE // 2, end)
+            end = newline + 1 if newline >= 0 else character_start(text, end)
+        yield Piece(text[at:end], begins, where, offset + at)
+        at, begins = end, False
+
+
+def read_file(path: Path) -> Iterator[Piece]:
+    """One file as one document.  Raises ConfigError where it cannot be read."""
+    rest, offset = b"", 0
+    try:
+        with open_plain(path) as file:
+            while block := file.read(16 * PIECE):
+                *ready, last = cut(rest + block, str(path), begins=offset == 0, offset=offset)
+                yield from ready
+                rest, offset = last.text, last.offset  # cut again, together with what follows
+            yield from cut(rest, str(path), begins=offset == 0, offset=offset)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ConfigError(f"data.source: {path} is not readable: {error}") from None
+
+
+def split_at_separator(pieces: Iterable[Piece], separator: bytes) -> Iterator[Piece]:
+    """Let a document begin after each `separator` too. The separator stays in the text, at the end of its document."""
+    tail, begins = b"", True  # what could be the beginning of a separator that the next piece completes
+    for piece in pieces:
+        tail = b"" if piece.begins else tail
+        begins = begins or piece.begins
+        text, kept, at = tail + piece.text, len(tail), 0
+        while (found := text.find(separator, at)) >= 0:
+            end = found + len(separator)
+            start = max(at, kept)
+            yield Piece(text[start:end], begins, piece.where, piece.offset + start - kept)
+            at, begins = end, True
+        start = max(at, kept)
+        if start < len(text):
+            yield Piece(text[start:], begins, piece.where, piece.offset + start - kept)
+            begins = False
+        tail = text[max(at, len(text) - len(separator) + 1) :]
+
+
+def take(pieces: Iterable[Piece], start: int, stop: int | None, characters: bool) -> Iterator[Piece]:
+    """Bytes [start, stop) of a stream; a document cut by `start` goes on as a document of its own.
+
+    characters: move both borders forward to the start of a UTF-8 character.
+    """
+    border = character_start if characters else lambda _, at: at
+    at, first = 0, True
+    for text, begins, where, offset in pieces:
+        low = border(text, start - at) if at < start < at + len(text) else 0
+        high = border(text, stop - at) if stop is not None and stop < at + len(text) else len(text)
+        if at + len(text) > start and low < high:
+            yield Piece(text[low:high], (begins and low == 0) or first, where, offset + low)
+            first = False
+        at += len(text)
+        if stop is not None and at >= stop:
+            return
+
+
+def carve(pieces: Pieces, names: tuple[str, ...], characters: bool) -> dict[str, Pieces]:
+    """Cut one stream by position: 5 % at the end for each of `names` but the first, which keeps the rest.
+
+    The stream is measured when the first of them is read, not before.
+    """
+
+    @cache
+    def total() -> int:
+        return sum(len(piece.text) for piece in pieces())
+
+    def part(i: int) -> Iterator[Piece]:
+        share = [100 - 5 * (len(names) - 1 - j) for j in range(len(names))]
+        start = 0 if i == 0 else total() * share[i - 1] // 100
+        return take(pieces(), start, total() * share[i] // 100, characters)
+
+    return {name: (lambda i=i: part(i)) for i, name in enumerate(names)}  # type: ignore[misc]
