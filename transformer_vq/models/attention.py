@@ -1,0 +1,106 @@
+"""What both blocks share: from queries, keys and values to what the heads read.
+
+Axes:   B batch  H heads  Hkv key heads  T length  K key width  V value width  S codes  M window
+Queries and keys are normed per head and divided by τ = K^(1/4), so ‖q‖² = ‖k‖² = √K: q·k already holds the usual
+K^(-1/2), and no other scale follows. The codebook lives in that space.  [Lingle 2309.16354]
+
+A layer whose keys are not quantized (`kind: none`, or a quantizer before its start_step) keeps every key and value:
+    cache: true    full softmax attention; the state grows with the text
+    cache: false   only distances 0..M; the same machinery as for codes, with a constant state
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transformer_vq.config import TransformerVQConfig
+from transformer_vq.models.norm import rms_normalize
+from transformer_vq.models.positions import POSITIONS
+from transformer_vq.ops import vq_attention
+from transformer_vq.ops.attention import AttentionState, FullState, full_attention
+from transformer_vq.quantizers import Quantized, build_quantizer
+
+LayerState = AttentionState | FullState
+
+
+class Context(NamedTuple):
+    """What a call says about its tokens, the same for every layer; both (B, T) or None."""
+
+    segments: Tensor | None
+    mask: Tensor | None
+
+
+class VQAttention(nn.Module):
+    """Attention over quantized keys, with the layer's own quantizer and positions; blocks add the projections."""
+
+    def __init__(self, config: TransformerVQConfig, layer: int, seed: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        settings = config.layer_quantizers()[layer]
+        self.kind = settings.kind
+        self.quantizer = build_quantizer(settings, config.key_value_heads, config.key_dim, seed=seed, layer=layer)
+        self.position = POSITIONS[config.position](config, generator)
+
+    @property
+    def keeps_every_key(self) -> bool:
+        """True when the layer does full attention now, so that its state grows with the text."""
+        return self.config.cache and not self.quantizes
+
+    @property
+    def quantizes(self) -> bool:
+        """False for `kind: none` and, while it warms up, for a quantizer with a start_step."""
+        return self.kind != "none" and not self.quantizer.warming_up
+
+    def split_heads(self, x: Tensor, heads: int) -> Tensor:
+        """(B, T, heads·width), head-major -> (B, heads, T, width)."""
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def normed_heads(self, x: Tensor, heads: int) -> Tensor:
+        """(B, T, heads·K) -> (B, heads, T, K): each head's vector at length K^(1/4), the space of keys and codes."""
+        return rms_normalize(self.split_heads(x, heads), scale=self.config.key_dim**-0.25)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None
+    ) -> tuple[Tensor, LayerState, Quantized]:
+        """q (B, H, T, K), k (B, Hkv, T, K), v (B, Hkv, T, V) -> heads side by side (B, T, H·V), new state, Quantized.
+
+        A state of the other kind (kept while the quantizer warmed up, say) holds keys that no code stands for: the
+        layer then starts empty.
+        """
+        config = self.config
+        quantized: Quantized = self.quantizer(k, context.mask)
+        q, bias, rotary = self.position(q)
+        o: Tensor
+        after: LayerState
+        if self.keeps_every_key:
+            before = state if isinstance(state, FullState) else None
+            o, after = full_attention(
+                q, k, v, config.window, bias=bias, rotary=rotary, state=before, **context._asdict()
+            )
+        else:
+            if self.quantizes:
+                k_hat, codes, codebook = quantized.quantized, quantized.codes, self.quantizer.codebook
+            else:  # a codebook of one row that nobody reads: without a cache only exact keys count
+                k_hat, codes = k, torch.zeros(k.shape[:-1], dtype=torch.int64, device=k.device)
+                codebook = k.new_zeros(k.shape[1], 1, k.shape[-1])
+            o, after = vq_attention(
+                q,
+                k_hat,
+                v,
+                codes,
+                codebook,
+                window=config.window,
+                block_len=config.block_len,
+                bias=bias,
+                rotary=rotary,
+                state=state if isinstance(state, AttentionState) else None,
+                cache=config.cache,
+                gradients=config.gradients,
+                grad_through_cache=config.grad_through_cache,
+                backend=config.backend,
+                **context._asdict(),
+            )
+        return o.transpose(1, 2).flatten(2), after, quantized

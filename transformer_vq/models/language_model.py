@@ -1,0 +1,204 @@
+"""The language model: embeddings, layers, head and losses; and what the training loop asks of all quantizers at once.
+
+Axes:   B batch  T length  D width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from transformer_vq.config import ConfigError, TransformerVQConfig
+from transformer_vq.models.attention import Context, VQAttention
+from transformer_vq.models.gau import GAU
+from transformer_vq.models.init import embedding, linear
+from transformer_vq.models.norm import RMSNorm
+from transformer_vq.models.positions import XLBias, sinusoid
+from transformer_vq.models.state import ModelState, locate
+from transformer_vq.models.transformer import TransformerBlock
+from transformer_vq.quantizers import Quantized
+
+BLOCKS: dict[str, type[VQAttention]] = {"gau": GAU, "transformer": TransformerBlock}
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Output:
+    """Result of a forward pass.  The losses are None without labels; every loss is fp32 or wider."""
+
+    logits: Tensor
+    """(B, T, vocab), fp32 or wider."""
+    state: ModelState
+    """What the next call takes as `state`; detached."""
+    loss: Tensor | None
+    """loss_lm + loss_quantizers: what training minimises."""
+    loss_lm: Tensor | None
+    """Cross-entropy in nats, mean over the labels that count; 0 when none does."""
+    loss_commit: Tensor
+    """Commitment, unweighted, summed over layers; each is a mean over real tokens."""
+    loss_quantizers: Tensor
+    """The quantizers' own terms, each times its weight, summed over layers; means over real tokens."""
+    labels: Tensor | None
+    """Number of labels that count, int64: with it, sums over micro-batches and processes are exact."""
+    tokens: Tensor
+    """Number of real tokens, int64: the denominator of the quantizers' means."""
+    metrics: dict[str, Tensor]
+    """Codebook health, "layer0/perplexity"; detached scalars."""
+
+
+class TransformerVQ(nn.Module):
+    """A causal language model whose attention keys are quantized, in linear time  [Lingle 2309.16354].
+
+    Plain nn.Module; weights depend on (config, seed) alone. A forward pass never moves a codebook: in training the
+    quantizers collect, and the loop calls `apply_codebook_statistics` once per optimizer step.
+    """
+
+    def __init__(self, config: TransformerVQConfig, seed: int = 0) -> None:
+        """Raises ConfigError when `config.vocab_size` is not set."""
+        super().__init__()
+        if config.vocab_size is None:
+            raise ConfigError("model.vocab_size = null: must be the number of tokens of the tokenizer")
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = embedding(config.vocab_size, config.width, generator)
+        self.absolute_scale = nn.Parameter(torch.zeros(())) if config.absolute_positions else None
+        self.dropout = nn.Dropout(config.dropout_embedding)
+        block = BLOCKS[config.block]
+        self.layers = nn.ModuleList(block(config, i, seed, generator) for i in range(config.layers))
+        self.norm = RMSNorm(config.width) if config.final_norm else nn.Identity()
+        if config.tied_embedding:
+            self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        else:
+            self.head = linear(config.width, config.vocab_size, generator, bias=True)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        labels: Tensor | None = None,
+        segments: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Output:
+        """Read tokens (B, T) int64 after what `state` holds; None: after nothing.
+
+        labels (B, T): labels[b, t] is the token that follows tokens[b, t], nothing is shifted; -100, or a label at
+        padding, does not count.  segments (B, T) int64: nothing is seen across a change of id.  mask (B, T) bool, True
+        where a token is real: padding touches nothing, and its logits mean nothing.
+        Raises ValueError when shapes differ from tokens'.
+        """
+        x, state, quantized = self.features(tokens, state, segments, mask)
+        logits = self.logits(x)
+        loss_quantizers = torch.stack([q.loss for q in quantized]).sum()
+        loss = loss_lm = count = None
+        if labels is not None:
+            _same_shape(tokens, labels=labels)
+            labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)
+            count = (labels != IGNORED).sum()
+            total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+            loss_lm = total / count.clamp_min(1)
+            loss = loss_lm + loss_quantizers
+        return Output(
+            logits=logits,
+            state=state,
+            loss=loss,
+            loss_lm=loss_lm,
+            loss_commit=torch.stack([q.commitment for q in quantized]).sum(),
+            loss_quantizers=loss_quantizers,
+            labels=count,
+            tokens=tokens.new_tensor(tokens.numel()) if mask is None else mask.sum(),
+            metrics={f"layer{i}/{name}": value for i, q in enumerate(quantized) for name, value in q.metrics.items()},
+        )
+
+    def features(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        segments: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState, tuple[Quantized, ...]]:
+        """All but the head, arguments as for `forward`: (B, T, D) for `logits`, new state, each layer's Quantized."""
+        _same_shape(tokens, segments=segments, mask=mask)
+        zero = tokens.new_zeros(tokens.shape[0])
+        before = (zero, zero) if state is None else (state.position, state.segment)
+        positions, *after = locate(tokens.shape, before, segments, mask)
+        x = self.embedding(tokens)
+        if self.absolute_scale is not None:
+            table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
+            x = x + self.absolute_scale * table
+        x = self.dropout(x)
+        context = Context(segments, mask)
+        recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
+        states, quantized = [], []
+        for i, layer in enumerate(self.layers):
+            carried = None if state is None else state.layers[i]
+            if recompute:
+                x, left, result = checkpoint(layer, x, context, carried, use_reentrant=False)
+            else:
+                x, left, result = layer(x, context, carried)
+            states.append(left)
+            quantized.append(result)
+        return self.norm(x), ModelState(tuple(states), *after), tuple(quantized)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, vocab), fp32 or wider; a tied head is also computed in that type, as in the paper."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if self.config.tied_embedding:
+            with torch.autocast(x.device.type, enabled=False):
+                logits = F.linear(x.to(wide), self.embedding.weight.to(wide), self.head_bias.to(wide))
+        else:
+            logits = self.head(x).to(wide)
+        return logits * self.config.logit_scale
+
+    @property
+    def keeps_every_key(self) -> bool:
+        """True when some layer does full attention now (`kind: none`, a warm-up): the state grows with the text."""
+        return any(layer.keeps_every_key for layer in self.layers)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Promise that no weight changes inside: what depends on weights alone is computed once, not in every call.
+
+        For generation, where a call reads one token and would spend most of its time on the rows of relative positions.
+        The model must be in evaluation mode; the calls inside need `torch.no_grad()` or `torch.inference_mode()`.
+        """
+        if self.training:
+            raise RuntimeError("frozen(): call model.eval() first; dropout must not be kept from call to call")
+        biases = [module for module in self.modules() if isinstance(module, XLBias)]
+        try:
+            with torch.no_grad():
+                for bias in biases:
+                    bias.freeze(True)
+            yield
+        finally:
+            for bias in biases:
+                bias.freeze(False)
+
+    def apply_codebook_statistics(self) -> None:
+        """Move every codebook by what forward passes in training collected; once per optimizer step."""
+        for layer in self.layers:
+            layer.quantizer.apply_codebook_statistics()
+
+    def discard_codebook_statistics(self) -> None:
+        """Forget what was collected, for a step that is skipped."""
+        for layer in self.layers:
+            layer.quantizer.discard_codebook_statistics()
+
+    def set_step(self, step: int) -> None:
+        """Tell every quantizer the optimizer step, on which schedules, warm-ups and seeded noise depend."""
+        for layer in self.layers:
+            layer.quantizer.set_step(step)
+
+
+def _same_shape(tokens: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError unless tokens is (B, T) and each other tensor has its shape."""
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; (batch, length) is expected")
+    for name, other in others.items():
+        if other is not None and other.shape != tokens.shape:
+            raise ValueError(f"{name} has shape {tuple(other.shape)}; tokens' {tuple(tokens.shape)} is expected")

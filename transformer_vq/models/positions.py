@@ -1,0 +1,119 @@
+"""What a layer knows of positions: how it changes the queries, and what it adds to logits by distance.
+
+Axes:   B batch  H heads  T length  K key width  D model width  M window
+Each kind maps queries (B, H, T, K) to a `Positioned`: queries for the content logits, a bias (B or 1, H, T or 1, M+1)
+by distance 0..M, and rotary frequencies (K/2).  Beyond the window no kind adds anything: a key there is only its code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transformer_vq.config import TransformerVQConfig
+from transformer_vq.models.init import linear
+
+
+def sinusoid(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Tensor:
+    """[sin(p f_0) … sin(p f_{D/2-1}), cos(p f_0) … cos(p f_{D/2-1})], f_m = base^(-2m/D)   [Vaswani 1706.03762]
+
+    Not interleaved.  positions (...) integers -> (..., width) of `dtype`.
+    Angles are fp64: at position 10⁶ an fp32 angle is off by 0.06.
+    """
+    angles = positions.double()[..., None] * frequencies(width, base, positions.device)
+    return torch.cat([angles.sin(), angles.cos()], -1).to(dtype)
+
+
+def frequencies(width: int, base: float, device: torch.device) -> Tensor:
+    """base^(-2m/width) for m = 0 … width/2 - 1: (width/2,) fp64, radians per token."""
+    return base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
+
+
+class Positioned(NamedTuple):
+    """What attention gets from a position module; the fields are arguments of `vq_attention`."""
+
+    q: Tensor
+    bias: Tensor | None = None
+    rotary: Tensor | None = None
+
+
+class NoPosition(nn.Module):
+    """Order is visible only through what is inside the window and what is beyond it."""
+
+    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor) -> Positioned:
+        """q (B, H, T, K), unchanged."""
+        return Positioned(q)
+
+
+class XLBias(nn.Module):
+    """Transformer-XL's relative positions: (q_i + u/τ)·k̂_j + (q_i + v/τ)·r_{i-j}   [Dai 1901.02860; Lingle 2309.16354]
+
+    r_δ = (sinusoid(δ) W_r)/τ for δ = 0..M, τ = K^(1/4): everything in the space of the scaled keys.
+    """
+
+    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.tau = config.key_dim**0.25
+        self.r_proj = linear(config.width, config.heads * config.key_dim, generator)
+        self.u = nn.Parameter(torch.zeros(config.heads * config.key_dim))  # head-major; one axis, as biases have:
+        self.v = nn.Parameter(torch.zeros(config.heads * config.key_dim))  # weight decay and Muon leave it alone
+        self.dropout = nn.Dropout(config.dropout_sinusoid)
+        self._rows: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """r of every distance: (H, M+1, K)."""
+        config, weight = self.config, self.r_proj.weight
+        distances = torch.arange(config.window + 1, device=weight.device)
+        table = self.dropout(sinusoid(distances, config.width, config.position_base, weight.dtype))
+        return self.r_proj(table).unflatten(-1, (config.heads, config.key_dim)).transpose(0, 1) / self.tau
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep r between calls, or stop keeping it: see `TransformerVQ.frozen`."""
+        self._rows = self.rows() if frozen else None
+
+    def forward(self, q: Tensor) -> Positioned:
+        """q (B, H, T, K) -> q + u/τ and a bias (B, H, T, M+1), in q's dtype."""
+        r = self.rows() if self._rows is None else self._rows
+        u, v = (b.view(self.config.heads, 1, -1) / self.tau for b in (self.u, self.v))
+        content, position = (q + u).to(q.dtype), (q + v).to(q.dtype)
+        return Positioned(content, bias=position @ r.to(q.dtype).transpose(-1, -2))
+
+
+class ScalarBias(nn.Module):
+    """One learned number for each head and distance, zero at first   [Raffel 1910.10683, without buckets]."""
+
+    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.bias = nn.Parameter(torch.zeros(config.heads * (config.window + 1)))  # one axis: see XLBias
+
+    def forward(self, q: Tensor) -> Positioned:
+        """q (B, H, T, K), unchanged, and a bias (1, H, 1, M+1)."""
+        return Positioned(q, bias=self.bias.view(1, self.heads, 1, -1))
+
+
+class Rotary(nn.Module):
+    """Rotation of the query against the key by their distance, clipped at M   [Su 2104.09864]
+
+    A cached code stands for keys at many distances, so beyond the window every key is seen at distance M: the output
+    stays continuous and independent of the block length.  Unquantized (full) attention does not clip.
+    """
+
+    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = config.position_base
+
+    def forward(self, q: Tensor) -> Positioned:
+        """q (B, H, T, K), unchanged, and frequencies (K/2,) in fp32 or wider."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return Positioned(q, rotary=frequencies(q.shape[-1], self.base, q.device).to(wide))
+
+
+# one signature, by `config.position`
+POSITIONS: dict[str, type[nn.Module]] = {"xl": XLBias, "scalar": ScalarBias, "rotary": Rotary, "none": NoPosition}

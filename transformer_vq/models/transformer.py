@@ -1,0 +1,58 @@
+"""A present-day transformer block: pre-norm, grouped-query VQ attention, then SwiGLU  [Shazeer 2002.05202].
+
+x + W_o[attention of normed x], then x + W_2[SiLU(W_1 x̃) ⊙ W_3 x̃].  Queries and keys are normed as in the paper's unit,
+so that the codebook lives in the same space.  Axes:  B batch  T length  D width  H heads  K key width  V value width
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transformer_vq.config import TransformerVQConfig
+from transformer_vq.models.attention import Context, LayerState, VQAttention
+from transformer_vq.models.dropout import ResidualDropout
+from transformer_vq.models.init import linear
+from transformer_vq.models.norm import RMSNorm
+from transformer_vq.quantizers import Quantized
+
+
+class SwiGLU(nn.Module):
+    """W_2[SiLU(W_1 x) ⊙ W_3 x]: (..., D) -> (..., D); hidden width `mlp_dim` or 8/3 D up to a multiple of 8."""
+
+    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        hidden = config.mlp_dim or -(-8 * config.width // 24) * 8
+        self.up_proj = linear(config.width, 2 * hidden, generator)  # W_1 and W_3, one above the other
+        self.down_proj = linear(hidden, config.width, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        gate, up = self.up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class TransformerBlock(VQAttention):
+    """Attention and SwiGLU, each on a norm of the residual stream."""
+
+    def __init__(self, config: TransformerVQConfig, layer: int, seed: int, generator: torch.Generator) -> None:
+        super().__init__(config, layer, seed, generator)
+        self.widths = (config.key_value_heads * config.key_dim, config.key_value_heads * config.value_dim)
+        self.norm = RMSNorm(config.width)
+        self.q_proj = linear(config.width, config.heads * config.key_dim, generator)
+        self.kv_proj = linear(config.width, sum(self.widths), generator)
+        self.out_proj = linear(config.heads * config.value_dim, config.width, generator)
+        self.mlp_norm = RMSNorm(config.width)
+        self.mlp = SwiGLU(config, generator)
+        self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer)
+
+    def forward(self, x: Tensor, context: Context, state: LayerState | None) -> tuple[Tensor, LayerState, Quantized]:
+        """x (B, T, D) -> the same shape, the state to carry on, and what the quantizer says."""
+        heads, kv_heads = self.config.heads, self.config.key_value_heads
+        y = self.norm(x)
+        k, v = self.kv_proj(y).split(self.widths, -1)
+        q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
+        o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, state)
+        x = x + self.dropout(self.out_proj(o))
+        return x + self.dropout(self.mlp(self.mlp_norm(x))), after, quantized
