@@ -1,0 +1,68 @@
+"""The nearest codebook row of each key, and the row of each code.
+
+Axes:  B batch  H heads  T length  K key width  S codes
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transformer_vq.ops.numerics import full_precision, largest_entry, wide_dtype
+
+CHUNK = 4096  # keys whose S distances are alive at once
+
+
+@torch.no_grad()
+def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
+    """Index of the codebook row closest to each key; the first of equals  [van den Oord 1711.00937].
+
+    z_t = argmin_s ‖k_t − c_s‖² (euclidean) or argmax_s k_t·c_s/‖c_s‖ (cosine).
+    k (B, H, T, K), codebook (H, S, K) -> (B, H, T) int64.  Distances are fp32 or wider: bf16 would pick other codes.
+    Only `CHUNK` keys see their S distances at a time; a (T, S) matrix never exists.
+    Raises ValueError when heads or widths differ, or for another metric.
+    """
+    B, H, T, K = k.shape
+    if codebook.dim() != 3 or codebook.shape[::2] != (H, K):
+        raise ValueError(f"codebook has shape {tuple(codebook.shape)}; keys {tuple(k.shape)} need ({H}, S, {K})")
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric {metric!r}: must be euclidean or cosine")
+    wide = wide_dtype(k, codebook)
+    codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
+    with full_precision(k.device):
+        for h in range(H):
+            rows, scale = _scaled(codebook[h].to(wide))
+            if metric == "cosine":
+                rows = F.normalize(rows, dim=-1, eps=torch.finfo(wide).tiny)
+            offset = rows.square().sum(-1) if metric == "euclidean" else rows.new_zeros(rows.shape[0])
+            for b in range(B):
+                for start in range(0, T, CHUNK):
+                    part = slice(start, start + CHUNK)
+                    keys = _comparable(k[b, h, part].to(wide), scale)
+                    # ‖k‖² is common to all s
+                    codes[b, h, part] = torch.addmm(offset, keys, rows.T, alpha=-2).argmin(-1)
+    return codes
+
+
+def lookup(codebook: Tensor, codes: Tensor) -> Tensor:
+    """k̂_t = c_{z_t}: codebook (H, S, K), codes (B, H, T) -> (B, H, T, K) in the codebook's dtype, bit for bit its rows."""
+    H, S, K = codebook.shape
+    first = torch.arange(H, device=codes.device)[:, None] * S
+    return F.embedding(codes + first, codebook.reshape(H * S, K))
+
+
+def _scaled(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """(S, K) divided by a power of two near its largest entry, so that squares neither overflow nor vanish; the power."""
+    bound = math.frexp(torch.finfo(codebook.dtype).max)[1] - 2
+    exponent = torch.frexp(codebook.abs().amax()).exponent.clamp(-bound, bound)
+    scale = torch.exp2(exponent.to(codebook.dtype))
+    return codebook / scale, scale
+
+
+def _comparable(k: Tensor, scale: Tensor) -> Tensor:
+    """Keys (N, K) in the codebook's scale. One much longer than every code is shortened: only its direction matters."""
+    longest = largest_entry(k) * torch.finfo(k.dtype).eps ** 2
+    return k / torch.maximum(longest, scale)

@@ -1,0 +1,67 @@
+"""What every kind with a codebook shares: when it starts, and how its commitment weight moves with the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transformer_vq.config.quantizer import KeyQuantizer
+from transformer_vq.quantizers.base import Quantizer
+
+
+class ScheduledQuantizer(Quantizer):
+    """Knows the optimizer step. Before `start_step` keys pass unquantized; the flag `started` is kept with the weights.
+
+    `started` is a buffer, so that a resumed or loaded model does not start again; its value is mirrored in Python,
+    because reading a GPU tensor in every forward pass would wait for the GPU.
+    """
+
+    started: Tensor
+
+    def __init__(self, config: KeyQuantizer, seed: int, layer: int, *, started: bool) -> None:
+        super().__init__()
+        self.config, self.seed, self.layer, self.step = config, seed, layer, 0
+        self._is_started = started and config.start_step == 0
+        self.register_buffer("started", torch.tensor(int(self._is_started)))
+
+    @property
+    def warming_up(self) -> bool:
+        """True while keys pass unquantized: attention must then be full, on the keys themselves."""
+        return self.config.start_step > 0 and not self._is_started
+
+    def set_step(self, step: int) -> None:
+        """Tell the optimizer step, on which the schedule, the start and seeded noise depend."""
+        self.step = step
+
+    @property
+    def beta(self) -> float:
+        """Commitment weight at this step: `commit` times the schedule's factor, linear between its points."""
+        return self.config.commit * interpolate(self.config.commit_schedule, self.step)
+
+    def start_if_due(self, k: Tensor, mask: Tensor | None) -> None:
+        """In training, from `start_step` on, once: initialise what wants to see keys first."""
+        if not self._is_started and self.training and self.step >= self.config.start_step:
+            self.initialise(k.detach(), mask)
+            self.started.fill_(1)
+            self._is_started = True
+
+    def initialise(self, k: Tensor, mask: Tensor | None) -> None:
+        """Set up the codebook from the first keys (B, H, T, K), for kinds that do so."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._is_started = bool(self.started.item())
+
+
+def interpolate(points: list[tuple[int, float]] | None, step: int) -> float:
+    """Piecewise linear through (step, factor) points, constant outside; 1 without points."""
+    if not points:
+        return 1.0
+    before = [p for p in points if p[0] <= step]
+    after = [p for p in points if p[0] > step]
+    if not before or not after:
+        return (before[-1] if before else after[0])[1]
+    (a, x), (b, y) = before[-1], after[0]
+    return x + (y - x) * (step - a) / (b - a)
