@@ -1,0 +1,110 @@
+"""Position modules against the formulas, entry by entry."""
+
+import math
+
+import pytest
+import torch
+from helpers import assert_same
+
+from transformer_vq import TransformerVQConfig
+from transformer_vq.models.positions import POSITIONS, frequencies, sinusoid
+
+K, H, M, D = 4, 2, 3, 6
+CONFIG = {"vocab_size": 5, "width": D, "heads": H, "key_dim": K, "window": M, "position_base": 100.0}
+
+
+def position(kind, **changes):
+    config = TransformerVQConfig(**CONFIG, position=kind, **changes)
+    module = POSITIONS[kind](config, torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def queries(dtype=torch.float64):
+    return torch.randn(2, H, 5, K, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("p", [0, 1, 7, 1_000_003])
+def test_sinusoid_has_all_sines_then_all_cosines(p):
+    row = sinusoid(torch.tensor(p), D, 100.0, torch.float64)
+    angles = [p * 100.0 ** (-2 * m / D) for m in range(D // 2)]
+    want = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)], dtype=torch.float64)
+    assert (row - want).abs().max() < 1e-9
+
+
+def test_far_positions_keep_fp32_precision():
+    far = torch.tensor(1_000_003)
+    assert (sinusoid(far, D, 100.0, torch.float32) - sinusoid(far, D, 100.0, torch.float64)).abs().max() < 1e-6
+
+
+def test_xl_bias_is_the_formula():
+    """(q_i + v/τ)·r_δ with r_δ = (sinusoid(δ) W_r)/τ, head by head; and content queries q_i + u/τ."""
+    module, q, tau = position("xl"), queries(), K**0.25
+    content, bias, rotary = module(q)
+    assert rotary is None
+    kernel = module.r_proj.weight.T.view(D, H, K)  # (D, H, K), columns head-major
+    for h in range(H):
+        u, v = (b.view(H, K)[h] / tau for b in (module.u, module.v))
+        assert_same({"q": content[:, h]}, {"q": q[:, h] + u}, rtol=1e-12)
+        for distance in range(M + 1):
+            r = sinusoid(torch.tensor(distance), D, 100.0, torch.float64) @ kernel[:, h] / tau
+            assert_same({"bias": bias[:, h, :, distance]}, {"bias": (q[:, h] + v) @ r}, rtol=1e-12)
+
+
+def test_frozen_rows_are_the_rows():
+    module, q = position("xl"), queries()
+    free = module(q).bias
+    module.freeze(True)
+    assert torch.equal(module(q).bias, free)
+    with torch.no_grad():
+        module.r_proj.weight.mul_(2)
+    assert torch.equal(module(q).bias, free)  # kept, whatever happens to the weight
+    module.freeze(False)
+    assert not torch.equal(module(q).bias, free)
+
+
+def test_sinusoid_dropout_hits_the_table_before_its_projection():
+    module = position("xl", dropout_sinusoid=0.5)
+    torch.manual_seed(0)
+    dropped = module.rows()
+    table = sinusoid(torch.arange(M + 1), D, 100.0, torch.float64)
+    torch.manual_seed(0)
+    want = module.r_proj(torch.nn.functional.dropout(table, 0.5)).view(M + 1, H, K).transpose(0, 1) / K**0.25
+    assert torch.equal(dropped, want)
+    module.eval()
+    assert torch.equal(module.rows(), position("xl").rows())
+
+
+def test_scalar_bias_is_one_number_a_head_and_distance():
+    module, q = position("scalar"), queries()
+    content, bias, _ = module(q)
+    assert content is q
+    assert bias.shape == (1, H, 1, M + 1)
+    assert torch.equal(bias[0, 1, 0], module.bias[M + 1 :])
+
+
+def test_rotary_gives_frequencies_that_survive_bf16():
+    content, bias, rotary = position("rotary")(queries(torch.bfloat16))
+    assert bias is None
+    assert content.dtype == torch.bfloat16
+    assert rotary.dtype == torch.float32
+    assert torch.equal(rotary, frequencies(K, 100.0, torch.device("cpu")).float())
+    assert torch.allclose(rotary, torch.tensor([1.0, 0.1]))
+
+
+def test_none_changes_nothing():
+    q = queries()
+    assert position("none")(q) == (q, None, None)
+
+
+@pytest.mark.parametrize("kind", list(POSITIONS))
+def test_bf16_queries_stay_bf16(kind):
+    assert position(kind).bfloat16()(queries(torch.bfloat16)).q.dtype == torch.bfloat16
+
+
+def test_biases_have_one_axis_so_that_decay_leaves_them_alone():
+    xl, scalar = position("xl"), position("scalar")
+    assert [xl.u.ndim, xl.v.ndim, scalar.bias.ndim] == [1, 1, 1]
