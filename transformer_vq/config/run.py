@@ -18,7 +18,9 @@ class DataConfig(Settings):
         min_length=1,
         description="builtin | a file or folder | hf:NAME[/CONFIG] (parquet, JSON or a dataset's name)",
     )
-    field: str = Field("text", min_length=1, description="column that holds the text of a dataset row")
+    field: str = Field(
+        "text", min_length=1, description="column that holds the text of a dataset row; a row without text is skipped"
+    )
     streaming: bool = Field(False, description="read a dataset row by row instead of downloading it whole")
     max_bytes: int | None = Field(None, ge=1, description="keep only about this much text of each split")
     tokenizer: str = Field(

@@ -128,7 +128,6 @@ def open_folder(root: Path, characters: bool) -> Source:
     for path in files:
         if path.name in ("enwik8", "enwik8.xz", "enwik8.gz"):
             return open_file(path, characters)
-    refuse_not_text(files)
     files = [path for path in files if path.stat().st_size]
     if not files:
         raise ConfigError(f"data.source = {root}: the folder holds no text")
@@ -141,10 +140,12 @@ def open_folder(root: Path, characters: bool) -> Source:
             named[split].append(path)
     if named["train"] and (named["valid"] or named["test"]):
         used = [path for split in SPLITS for path in named[split]]
+        refuse_not_text(used)
         splits, notes = complete(read_all({split: paths for split, paths in named.items() if paths}), characters)
         if len(used) < len(files):
             notes += (f"{len(files) - len(used)} of {len(files)} files left out: their names say no split",)
         return Source(str(root), hash_files(root, used), splits, ("split by the files' names", *notes))
+    refuse_not_text(files)
     if len(files) == 2:
         splits = carve(lambda: read_in_turn(files), SPLITS, characters)
         return Source(str(root), hash_files(root, files), splits, ("two files, split 90/5/5 by position",))
@@ -158,7 +159,8 @@ def complete(splits: dict[str, Pieces], characters: bool) -> tuple[dict[str, Pie
     if not missing:
         return splits, ()
     splits = {**splits, **carve(splits["train"], ("train", *missing), characters)}
-    return {split: splits[split] for split in SPLITS}, (f"{' and '.join(missing)}: 5 % each of the end of train",)
+    note = f"{' and '.join(missing)} carved off the end of train, 5 % each"
+    return {split: splits[split] for split in SPLITS}, (note,)
 
 
 def split_name(path: Path) -> str | None:

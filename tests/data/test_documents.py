@@ -1,0 +1,123 @@
+import gzip
+import lzma
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_vq.config import ConfigError
+from transformer_vq.data import documents
+from transformer_vq.data.documents import SPLITS, Piece, carve, cut, read_file, split_at_separator, take
+
+property_test = settings(deadline=None, max_examples=150)
+text = st.text(alphabet="ab \n€é😀\0", max_size=200)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pieces():
+    """Pieces of a few bytes, so that short texts have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PIECE", 8)
+        yield
+
+
+def joined(pieces):
+    return b"".join(piece.text for piece in pieces)
+
+
+def documents_of(pieces):
+    """Texts of the documents in a stream of pieces."""
+    found = []
+    for piece in pieces:
+        if piece.begins:
+            found.append(b"")
+        found[-1] += piece.text
+    return found
+
+
+@property_test
+@given(text)
+def test_pieces_are_the_text_and_cut_no_character(text):
+    pieces = list(cut(text.encode(), "here"))
+    assert joined(pieces) == text.encode()
+    at = 0
+    for i, piece in enumerate(pieces):
+        piece.text.decode()
+        assert (piece.begins, piece.offset) == (i == 0, at)
+        at += len(piece.text)
+
+
+@property_test
+@given(st.binary(max_size=600))
+def test_a_file_is_cut_like_the_same_bytes_in_memory(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("file") / "some.bin"
+    path.write_bytes(content)
+    assert list(read_file(path)) == [piece._replace(where=str(path)) for piece in cut(content, "memory")]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".xz", lzma.compress), (".gz", gzip.compress)])
+def test_compressed_files_read_as_what_is_in_them(tmp_path, suffix, pack):
+    (tmp_path / f"a{suffix}").write_bytes(pack(b"one\ntwo\n" * 100))
+    assert joined(read_file(tmp_path / f"a{suffix}")) == b"one\ntwo\n" * 100
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".xz", lzma.compress), (".gz", gzip.compress)])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no archive", lambda b: b[:-8] + bytes(8)])
+def test_damaged_archives_are_one_line(tmp_path, suffix, pack, damage):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(damage(pack(bytes(range(256)) * 50)))
+    with pytest.raises(ConfigError, match="not readable") as error:
+        list(read_file(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@property_test
+@given(st.lists(text, max_size=4), st.sampled_from(["\0", "\n\n", "aba", "€"]))
+def test_documents_end_with_the_separator(texts, separator):
+    pieces = [piece for t in texts for piece in cut(t.encode(), "here")]
+    want = []
+    for t in texts:
+        parts = t.split(separator)
+        want += [part + separator for part in parts[:-1]] + [parts[-1]]
+    assert documents_of(split_at_separator(pieces, separator.encode())) == [w.encode() for w in want if w]
+
+
+def test_offsets_after_splitting_point_into_the_file():
+    content = b"one\0two\0three and more\0\0end"
+    for piece in split_at_separator(cut(content, "here"), b"\0"):
+        assert content[piece.offset :].startswith(piece.text)
+
+
+@property_test
+@given(st.lists(text, min_size=1, max_size=5), st.integers(0, 300), st.integers(0, 300))
+def test_take_cuts_a_stream_as_bytes(texts, a, b):
+    pieces = [piece for t in texts for piece in cut(t.encode(), "here")]
+    start, stop = min(a, b), max(a, b)
+    whole = joined(pieces)
+    assert joined(take(pieces, start, stop, characters=False)) == whole[start:stop]
+    joined(take(pieces, start, stop, characters=True)).decode()
+    taken = list(take(pieces, start, None, characters=False))
+    assert joined(taken) == whole[start:]
+    assert not taken or taken[0].begins
+
+
+@property_test
+@given(st.lists(text, min_size=1, max_size=5), st.booleans())
+def test_carved_splits_are_the_whole_in_order(texts, characters):
+    pieces = [piece for t in texts for piece in cut(t.encode(), "here")]
+    splits = carve(lambda: iter(pieces), SPLITS, characters)
+    parts = [joined(splits[name]()) for name in SPLITS]
+    assert b"".join(parts) == joined(pieces)
+    n = len(joined(pieces))
+    slack = 3 if characters else 0
+    assert 0 <= len(parts[0]) - n * 90 // 100 <= slack
+    assert 0 <= len(parts[0] + parts[1]) - n * 95 // 100 <= slack
+    if characters:
+        assert all(part.decode() is not None for part in parts)
+
+
+def test_of_a_hundred_million_bytes_ninety_five_and_five():
+    piece = Piece(bytes(1_000_000), False, "enwik8", 0)
+    splits = carve(lambda: iter([piece] * 100), SPLITS, characters=False)
+    assert [sum(len(p.text) for p in splits[name]()) for name in SPLITS] == [90_000_000, 5_000_000, 5_000_000]

@@ -1,0 +1,148 @@
+"""Datasets, read through `datasets`: a name on the Hugging Face hub, or local parquet, JSON (lines), Arrow or CSV.
+
+A row is a document; its text is in the column `data.field`; rows without text (null or empty) have no tokens. Nothing
+is downloaded before the text is read, so a corpus that is tokenized already needs no data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.config.explain import one_line
+from transformer_vq.data.corpora import Source, complete, hash_files
+from transformer_vq.data.documents import Piece, Pieces, cut, take
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+SPLIT_OF = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
+READER_OF = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow", ".csv": "csv"}
+ROWS = 1000
+"""Rows that are read at once."""
+
+
+def open_dataset(config: DataConfig, characters: bool) -> Source:
+    """Find the dataset behind `hf:NAME[/CONFIG]` or `hf:PATH`.  Raises ConfigError when it cannot be reached."""
+    name = config.source.removeprefix("hf:")
+    path = Path(name).expanduser()
+    local = path.exists() or name.startswith(("/", ".", "~"))
+    builder = local_builder(path) if local else hub_builder(name)
+    found = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    splits: dict[str, Pieces] = {
+        SPLIT_OF[split]: partial(read_rows, builder, split, config.field, config.streaming)
+        for split in found
+        if split in SPLIT_OF
+    }
+    if "train" not in splits:
+        raise ConfigError(f"data.source = {config.source}: no split train; the dataset has {', '.join(found)}")
+    if local:
+        root = path.resolve() if path.is_dir() else path.resolve().parent
+        content = {split: hash_files(root, [Path(file) for file in files]) for split, files in found.items()}
+        identity = json.dumps([content, config.field])
+    else:
+        identity = json.dumps([found, builder.config.name, config.field])  # addresses hold the revision
+    whole, notes = with_all_splits(splits, config.max_bytes, characters)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return Source(f"dataset {name}, column {config.field}", fingerprint, whole, notes)
+
+
+def with_all_splits(
+    splits: dict[str, Pieces], max_bytes: int | None, characters: bool
+) -> tuple[dict[str, Pieces], tuple[str, ...]]:
+    """Carve missing splits off train: off its first `max_bytes`, if set, so that a stream is not read whole."""
+    train = splits["train"]
+    if max_bytes is not None and len(splits) < 3:
+        splits = {**splits, "train": lambda: take(train(), 0, max_bytes, characters)}
+    whole, notes = complete(splits, characters)
+    return whole, tuple(f"{note} (of its first {max_bytes:,} bytes)" if max_bytes else note for note in notes)
+
+
+def local_builder(path: Path) -> DatasetBuilder:
+    """A folder whose files `datasets` sorts into splits by name, or one file."""
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
+
+    if not path.exists():
+        raise ConfigError(f"data.source = hf:{path}: no such file or folder")
+    reader = next((READER_OF[suffix] for suffix in path.suffixes if suffix in READER_OF), None)
+    if path.is_file() and reader is None:
+        raise ConfigError(f"data.source = hf:{path}: not one of {', '.join(READER_OF)}; a text file needs no hf:")
+    try:
+        if path.is_file():
+            return load_dataset_builder(reader, data_files=str(path.resolve()))
+        return load_dataset_builder(str(path.resolve()))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ConfigError(f"data.source = hf:{path}: no dataset there: {one_line(error)}") from None
+
+
+def hub_builder(name: str) -> DatasetBuilder:
+    """The dataset `name` of the hub; else, when the last part is no part of a name, that part as its configuration."""
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    base, _, last = name.rpartition("/")
+    tries = [(base, last)] if name.count("/") == 2 else [(name, None), (base, last)] if base else [(name, None)]
+    for path, config in tries:
+        try:
+            return load_dataset_builder(path, config)
+        except DatasetNotFoundError:
+            continue
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            why = one_line(error)
+            break
+    else:
+        why = "no such dataset, nor a local file or folder"
+    raise ConfigError(
+        f"data.source = hf:{name}: {why}; for local files write hf:/path/to/folder (parquet, JSON) "
+        "or the path of a text file or folder"
+    )
+
+
+def read_rows(builder: DatasetBuilder, split: str, field: str, streaming: bool) -> Iterator[Piece]:
+    """The rows of a split as documents.  Raises ConfigError for a column that is not there or not text."""
+    number = 0
+    for values in columns(builder, split, field, streaming):
+        for value in values:
+            yield from cut(text_of(value, split, number, field), f"row {number} of {split}")
+            number += 1
+
+
+def columns(builder: DatasetBuilder, split: str, field: str, streaming: bool) -> Iterator[list[Any]]:
+    """Values of one column, ROWS at a time; what goes wrong in reading becomes a ConfigError."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if not streaming:
+            builder.download_and_prepare()
+        rows = builder.as_streaming_dataset(split) if streaming else builder.as_dataset(split)
+        names = rows.column_names or list(next(iter(rows), {field: None}))  # JSON lines are typed as they are read
+        if field in names:
+            for batch in rows.select_columns([field]).iter(ROWS):
+                yield batch[field]
+            return
+    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
+        cause = (
+            error.__cause__ if isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception) else error
+        )
+        raise ConfigError(f"data.source: {split} of the dataset is not readable: {one_line(cause)}") from None
+    raise ConfigError(f"data.field = {field}: no such column; {split} has {', '.join(names)}")
+
+
+def text_of(value: Any, split: str, number: int, field: str) -> bytes:
+    """The bytes of a row's text."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"data.source: row {number} of {split} holds half of a surrogate pair") from None
+    raise ConfigError(f"data.field = {field}: row {number} of {split} holds {type(value).__name__}, not text")
