@@ -1,0 +1,185 @@
+"""Checkpoints that survive a kill, a full disk and a flipped bit: safetensors, JSON, a manifest of hashes. No pickle.
+
+    checkpoints/step-00000200/   model.safetensors, model-optimizer.safetensors, carried-0.safetensors, trainer.json,
+                                 manifest.json: sha256 and size of each of them
+    checkpoints/best.json        which of them is the best so far, and its number
+
+A checkpoint is written into a temporary folder, every file and then the folder flushed to disk, the manifest last;
+then the folder is renamed, its parent flushed, and only then old ones are deleted. A folder without a manifest is no
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from transformer_vq.config import ConfigError
+
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged."""
+
+
+class Checkpoints:
+    """The checkpoints of one run; `keep` latest ones stay, and the best."""
+
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        self.folder, self.keep = folder, keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        matches = (_STEP.fullmatch(manifest.parent.name) for manifest in self.folder.glob(f"step-*/{MANIFEST}"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def last(self) -> int | None:
+        """The latest step that has a checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> dict[str, Any] | None:
+        """{"step": ..., metric: value} of the best checkpoint so far, while it is there."""
+        path = self.folder / "best.json"
+        if not path.is_file():
+            return None
+        best: dict[str, Any] = json.loads(path.read_text())
+        return best if best["step"] in self.steps() else None
+
+    def mark_best(self, step: int, metric: str, value: float) -> None:
+        """Remember a step as the best so far; its checkpoint must be there."""
+        write_text(self.folder / "best.json", json.dumps({"step": step, metric: value}))
+        self.prune()
+
+    def resolve(self, which: str) -> Path:
+        """The folder of `best`, `last` or a step.  Raises ConfigError naming what there is."""
+        steps, best = self.steps(), self.best()
+        step = best["step"] if which == "best" and best else self.last() if which in ("best", "last") else None
+        step = int(which) if which.isdecimal() else step
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise ConfigError(f"{self.folder.parent}@{which}: no such checkpoint; steps that have one: {there}")
+        return self.path(step)
+
+    # Writing: begin on one process, each adds its files, commit on one process.
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder for a step; what an interrupted write left behind is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob(".*"):
+            shutil.rmtree(rest)
+        temporary = self.temporary(step)
+        temporary.mkdir()
+        return temporary
+
+    def temporary(self, step: int) -> Path:
+        """Where the files of a step are written before it is committed."""
+        return self.folder / f".writing-{step:08d}"
+
+    def commit(self, step: int) -> Path:
+        """Make the temporary folder a checkpoint, then delete the ones that need not be kept."""
+        temporary, final = self.temporary(step), self.path(step)
+        files = {
+            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(temporary.iterdir())
+        }
+        write_text(temporary / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+        flush(temporary)
+        if final.exists():  # the same step once more, after resuming from an earlier one
+            final.rename(self.folder / f".replaced-{step:08d}")
+        temporary.rename(final)
+        flush(self.folder)
+        self.prune()
+        return final
+
+    def prune(self) -> None:
+        """Delete all but the latest `keep` and the best."""
+        steps, best = self.steps(), self.best()
+        kept = {*steps[-self.keep :], best["step"] if best else None}
+        for rest in [*(self.path(step) for step in steps if step not in kept), *self.folder.glob(".replaced-*")]:
+            shutil.rmtree(rest)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to disk and wait until they are there; tensors that share memory are written twice."""
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    flush(path)
+
+
+def save_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write values to disk and wait until they are there."""
+    path.write_text(json.dumps(values, indent=1))
+    flush(path)
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with its manifest.  Raises CheckpointError naming the file that is damaged."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+        step = int(manifest["step"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged: {error!r}") from None
+    if checkpoint.name != f"step-{step:08d}":
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged: it names step {step}")
+    for name, (digest, size) in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; delete {checkpoint.name} to go back to an earlier checkpoint")
+        if path.stat().st_size != size or sha256(path) != digest:
+            raise CheckpointError(
+                f"{path} is damaged: {path.stat().st_size} bytes (written: {size}), or another sha256 than written; "
+                f"delete {checkpoint.name} to go back to an earlier checkpoint"
+            )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file, on the CPU.  Raises CheckpointError when it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not readable: {error}") from None
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Values of one file."""
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one piece: a kill leaves the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(text)
+    flush(temporary)
+    temporary.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""Processes: one `Accelerator` a run, opened and closed here, and the few things that processes do together.
+
+On a CPU, `Accelerator()` under torchrun makes N independent runs, and `accelerate launch --cpu --num_processes N`
+starts one process; neither says so. Hence `cpu=` and the comparison with what the launcher was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)  # the others wait this long while the main process prepares data or evaluates
+
+
+class ProcessesDiffer(RuntimeError):
+    """Something that must be the same on all processes is not."""
+
+
+@contextmanager
+def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
+    """An `Accelerator` for one run. Nothing of it is left behind: another run may follow in the same process.
+
+    Raises RuntimeError when the number of processes is not what the launcher was asked for.
+    """
+    had_group, had_state = dist.is_initialized(), PartialState._shared_state != {}
+    asked = asked_for()
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",  # autocast is the loop's: Accelerate's casts every output, nested states too, to fp32
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
+    )
+    try:
+        if accelerator.num_processes != asked:
+            raise RuntimeError(
+                f"the launcher was asked for {asked} processes and this run has {accelerator.num_processes}; "
+                f"on a CPU use torchrun --nproc-per-node {asked} -m transformer_vq ..."
+            )
+        yield accelerator
+    finally:
+        if dist.is_initialized() and not had_group:
+            dist.destroy_process_group()
+        if not had_state:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def asked_for() -> int:
+    """How many processes the launcher was asked for: `WORLD_SIZE`, or what an `accelerate launch` above us was told."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    parent = psutil.Process().parent()
+    try:
+        command = parent.cmdline() if parent is not None and "ACCELERATE_MIXED_PRECISION" in os.environ else []
+    except psutil.AccessDenied:
+        command = []
+    words = [part for word in command for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        if option in ("--num_processes", "--num-processes"):
+            return int(value)
+    return 1
+
+
+def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """Do it on the main process alone; every process gets the result, or the exception."""
+    if accelerator.num_processes == 1:
+        return do()
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = do()
+        except BaseException as error:  # the others must hear of it, whatever it is, or they wait for hours
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def sum_over_processes(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Elementwise sum, in place; the order of summation is the same on every process."""
+    if accelerator.num_processes > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def everyones(value: T, accelerator: Accelerator) -> list[T]:
+    """Each process's value, in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * accelerator.num_processes
+    dist.all_gather_object(values, value)
+    return values
+
+
+def compare_buffers(module: nn.Module, accelerator: Accelerator) -> None:
+    """Codebooks are replicated, and no gradient keeps them together: compare their bits.  Raises ProcessesDiffer."""
+    if accelerator.num_processes == 1:
+        return
+    names, hashes = [], []
+    for name, buffer in module.named_buffers():
+        raw = buffer.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        names.append(name)
+        hashes.append(int.from_bytes(hashlib.sha256(raw.numpy().tobytes()).digest()[:7]))
+    mine = torch.tensor(hashes, dtype=torch.int64, device=accelerator.device)
+    everyone = [torch.empty_like(mine) for _ in range(accelerator.num_processes)]
+    dist.all_gather(everyone, mine)
+    for rank, other in enumerate(everyone):
+        if not torch.equal(other, everyone[0]):
+            name = names[int((other != everyone[0]).nonzero()[0])]
+            raise ProcessesDiffer(
+                f"{name} on process {rank} is not what it is on process 0: replicas have drifted apart"
+            )

@@ -1,0 +1,250 @@
+"""The language-model task: Transformer-VQ on windows or streams of tokens.
+
+Two loss terms: `lm`, cross-entropy in nats per label that counts, and `quantizers`, what the layers' quantizers add per
+token.
+
+Axes:  B rows  T tokens of a row  S codes  K key width  V value width  M window
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, load_config
+from transformer_vq.config.quantizer import NoneConfig
+from transformer_vq.data import Batch, Corpus, check_lengths, load_tokenizer, prepare, stream_batch, window_batch
+from transformer_vq.data.tokenizers import Tokenizer
+from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
+from transformer_vq.training.checkpoints import load_tensors, verify
+from transformer_vq.training.distributed import on_main
+from transformer_vq.training.loop import find_checkpoint, train
+from transformer_vq.training.task import Losses, MicroBatch, Player, Task
+
+TRAIN, VALID = "train", "valid"
+TOKENIZER = "tokenizer"  # folder of the tokenizer inside a run's
+LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
+
+
+class LanguageTask(Task):
+    """Trains a `TransformerVQ` by a `RunConfig`."""
+
+    primary = "bits_per_byte"
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together."""
+        self.config, self.device = config, device
+        self.corpus: Corpus = prepare(config.data)
+        self.streams = config.data.order == "streams"
+        check_lengths(self.corpus, config.train.seq_len, config.train.batch_size if self.streams else 1)
+        self.model = TransformerVQ(with_vocabulary(config.model, self.corpus.tokenizer), seed=config.seed)
+        starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
+        self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
+        self.states: dict[int, ModelState] = {}  # by micro-batch, with streams
+
+    def describe(self) -> dict[str, str]:
+        """What is about to be trained."""
+        model, length = self.model.config, self.config.train.seq_len
+        backend, reason = resolve_backend(model.backend, self.device, length)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {
+            "data": self.corpus.describe(),
+            "model": f"{model.layers} {model.block} layers of width {model.width}, {parameters:,} parameters",
+            "state": state_size(model),
+            "attention": f"{backend}: {reason}",
+        }
+
+    def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
+        """Rows of the train split, on the device."""
+        raw = self._read(step, rows)
+        segments = None if raw.segments is None else raw.segments.to(self.device)
+        batch = Batch(raw.tokens.to(self.device), raw.labels.to(self.device), segments, raw.fresh)
+        counts = {"lm": int((raw.labels >= 0).sum()), "quantizers": raw.tokens.numel()}
+        return MicroBatch(batch, counts, raw.tokens.numel(), slot)
+
+    def _read(self, step: int, rows: range) -> Batch:
+        train, data = self.config.train, self.config.data
+        file, reset = self.corpus.splits[TRAIN], data.document_boundaries == "reset"
+        shape = (rows, train.batch_size, train.seq_len)
+        if self.streams:
+            return stream_batch(file, self.config.seed, step, *shape, train.updates_per_sequence, reset=reset)
+        return window_batch(file, self.config.seed, step, *shape, reset=reset)
+
+    def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
+        """One forward pass, from the carried state with streams."""
+        rows: Batch = batch.inputs
+        state = self.states.get(batch.slot) if self.streams else None
+        state = state.reset_rows(rows.fresh) if state is not None else None
+        out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments)
+        if self.streams:
+            self.states[batch.slot] = out.state
+        terms = {"lm": out.loss_lm, "quantizers": out.loss_quantizers}
+        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics})
+
+    def set_step(self, step: int) -> None:
+        """Quantizers have schedules and warm-ups."""
+        self.model.set_step(step)
+
+    def after_update(self, player: str) -> None:
+        """Once per optimizer step, over all micro-batches and processes."""
+        self.model.apply_codebook_statistics()
+
+    def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
+        """loss_lm, and what it is per byte of the train split."""
+        file = self.corpus.splits[TRAIN]
+        return {
+            "loss_lm": losses["lm"],
+            "bits_per_byte": losses["lm"] / math.log(2) * len(file) / max(file.bytes, 1),
+        }
+
+    def evaluate(self, split: str, final: bool) -> dict[str, Any]:
+        """See `transformer_vq.evaluation.evaluate`; during training at most `eval.max_tokens`."""
+        from transformer_vq.evaluation import evaluate
+
+        settings = self.config.eval
+        return evaluate(
+            self.model,
+            self.corpus.splits[split],
+            context=evaluation_context(self.config),
+            batch_size=settings.batch_size,
+            max_tokens=None if final else settings.max_tokens,
+            reset_documents=self.config.data.document_boundaries == "reset",
+        )
+
+    def identify(self, step: int, rows: range) -> str:
+        """The rows, and the text that each begins with."""
+        raw, decode = self._read(step, rows), self.corpus.tokenizer.decode
+        texts = ", ".join(repr(decode(row[:16].tolist())) for row in raw.tokens[:4])
+        return f"rows {rows.start}-{rows.stop - 1} of {self.config.data.order} of {self.corpus.name}, beginning {texts}"
+
+    def carried(self) -> dict[str, Tensor]:
+        """The attention state of each micro-batch's rows."""
+        tensors: dict[str, Tensor] = {}
+        for slot, state in self.states.items():
+            tensors |= {f"{slot}.position": state.position, f"{slot}.segment": state.segment}
+            for i, layer in enumerate(state.layers):
+                place = f"{slot}.{i}.{type(layer).__name__}"
+                tensors |= {f"{place}.{field}": tensor for field, tensor in layer._asdict().items()}
+        return tensors
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """What `carried` gave."""
+        on_device = {name: tensor.to(self.device) for name, tensor in carried.items()}
+        self.states = {}
+        for slot in sorted(int(name.partition(".")[0]) for name in on_device if name.endswith(".position")):
+            self.states[slot] = _state(on_device, f"{slot}.")
+
+    def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
+        """Take every tensor whose name and shape are ours; a layer whose quantizer is of another kind keeps its own."""
+        theirs = load_config(run, [], RunConfig).model.layer_quantizers()
+        ours = self.config.model.layer_quantizers()
+        other = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a.kind != b.kind]
+        left_out = tuple(f"layers.{i}.quantizer." for i in other)
+        state = self.model.state_dict()
+        taken = {
+            name: tensor
+            for name, tensor in weights.items()
+            if name in state and state[name].shape == tensor.shape and not name.startswith(left_out)
+        }
+        if not taken:
+            raise ConfigError(f"train.init_from = {run}: no tensor there has the name and shape of one of this model's")
+        self.model.load_state_dict(taken, strict=False)
+        skipped = [name for name in weights if name not in taken]
+        fresh = [name for name in state if name not in taken]
+        notes = [f"{len(taken)} tensors are taken"]
+        notes += [f"{len(fresh)} start fresh ({_some(fresh)})"] if fresh else []
+        return [*notes, f"{len(skipped)} of that run are not used ({_some(skipped)})"] if skipped else notes
+
+    def finish(self, folder: Path) -> None:
+        """Pictures of the run."""
+        from transformer_vq.evaluation.plots import write_plots
+
+        write_plots(folder)
+
+    def begin(self, folder: Path) -> None:
+        """The tokenizer belongs to the run."""
+        self.corpus.tokenizer.save(folder / TOKENIZER)
+
+
+class LoadedRun(NamedTuple):
+    """A trained language model."""
+
+    config: RunConfig
+    model: TransformerVQ
+    """In evaluation mode."""
+    tokenizer: Tokenizer
+    step: int
+
+
+def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
+    resolved = config.model_copy(update={"model": config.model.resolved()})
+
+    def make(accelerator: Accelerator) -> LanguageTask:
+        on_main(accelerator, lambda: prepare(config.data) and None)  # one process tokenizes, the others find the tokens
+        return LanguageTask(resolved, accelerator.device)
+
+    return train(resolved, make, resume, overwrite, quiet)
+
+
+def load_run(run: str, device: torch.device | str = "cpu") -> LoadedRun:
+    """The model of `RUN[@best|@last|@STEP]`, by default the last.  Raises ConfigError, CheckpointError."""
+    checkpoint = find_checkpoint(run)
+    folder = checkpoint.parents[1]
+    config, tokenizer = load_config(folder, [], RunConfig), load_tokenizer(folder / TOKENIZER)
+    verify(checkpoint)
+    model = TransformerVQ(with_vocabulary(config.model, tokenizer), seed=config.seed)
+    if config.train.precision == "fp64":
+        model = model.double()
+    model.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
+    return LoadedRun(config, model.to(device).eval(), tokenizer, int(checkpoint.name.removeprefix("step-")))
+
+
+def with_vocabulary(model: TransformerVQConfig, tokenizer: Tokenizer) -> TransformerVQConfig:
+    """The model's settings with the tokenizer's vocabulary size.  Raises ConfigError when another was asked for."""
+    if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {model.vocab_size}: must be at least {tokenizer.vocab_size}, the tokenizer's tokens"
+        )
+    return model.model_copy(update={"vocab_size": model.vocab_size or tokenizer.vocab_size})
+
+
+def evaluation_context(config: RunConfig) -> Any:
+    """`eval.context`, or what null stands for: full; for a model with full-attention layers `train.seq_len`."""
+    if config.eval.context is not None:
+        return config.eval.context
+    return config.train.seq_len if config.model.full_attention else "full"
+
+
+def state_size(model: TransformerVQConfig) -> str:
+    """Numbers that a stream carries from call to call, over all layers: Hkv · (S(V+1) + M(K+V+1)) for each."""
+    heads, exact = model.key_value_heads, model.window * (model.key_dim + model.value_dim + 1)
+    quantizers = model.layer_quantizers()
+    size = sum(heads * (q.size * (model.value_dim + 1) + exact) for q in quantizers if not isinstance(q, NoneConfig))
+    full = sum(isinstance(q, NoneConfig) for q in quantizers)
+    parts = [f"{size:,} numbers per stream, however long"] if size else []
+    return "; ".join([*parts, f"{full} layers of full attention keep every key and value"] if full else parts)
+
+
+def _state(tensors: Mapping[str, Tensor], slot: str) -> ModelState:
+    """The state whose tensors are named `SLOT.LAYER.KIND.FIELD`."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    kinds: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        parts = name.removeprefix(slot).split(".")
+        if name.startswith(slot) and len(parts) == 3:
+            layers.setdefault(int(parts[0]), {})[parts[2]] = tensor
+            kinds[int(parts[0])] = parts[1]
+    states = tuple(LAYER_STATES[kinds[i]](**layers[i]) for i in sorted(layers))
+    return ModelState(states, tensors[f"{slot}position"], tensors[f"{slot}segment"])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

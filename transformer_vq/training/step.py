@@ -1,0 +1,144 @@
+"""One optimizer step, for each of the task's players in turn.
+
+    micro-batches   forward and backward; a loss term weighs its share of the count over the whole step, all processes
+    check           loss terms and gradient norm are finite, or NotFinite is raised before anything has moved
+    update          clip, decay, step at `learning_rate(step)`; then the task applies its codebook statistics
+
+Whatever is random comes from (seed, step, process, micro-batch): a resumed run repeats it bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from transformer_vq.config.run import OptimizationConfig
+from transformer_vq.training.distributed import everyones, sum_over_processes
+from transformer_vq.training.optimizers import Optimizers
+from transformer_vq.training.schedule import learning_rate
+from transformer_vq.training.task import Losses, MicroBatch, Task
+
+
+class NotFinite(ArithmeticError):
+    """The loss or a gradient is NaN or infinite; nothing has been updated by it."""
+
+
+class Done(NamedTuple):
+    """A step that was made."""
+
+    record: dict[str, float]
+    units: int
+    """Tokens or images that it read, on all processes."""
+    stop: bool
+    """Some process was asked to stop."""
+
+
+class Stepper:
+    """The players' modules and optimizers on this process, and the step."""
+
+    def __init__(self, task: Task, train: OptimizationConfig, seed: int, accelerator: Accelerator) -> None:
+        self.task, self.train, self.seed, self.accelerator = task, train, seed, accelerator
+        self.slices = micro_batches(train, accelerator.process_index, accelerator.num_processes)
+        self.optimizers: dict[str, Optimizers] = {}
+        self.modules: dict[str, nn.Module] = {}
+        dtype = torch.float64 if train.precision == "fp64" else None
+        for name, player in task.players.items():
+            player.module.to(device=accelerator.device, dtype=dtype)
+            self.optimizers[name] = Optimizers(player.module, player.train)
+
+    def wrap(self) -> None:
+        """Compile and hand to DDP, once the weights are what training starts from."""
+        for name, player in self.task.players.items():
+            if self.train.compile:
+                player.module.compile()
+            if self.accelerator.ddp_handler is not None:
+                self.accelerator.ddp_handler.find_unused_parameters = player.partly_used
+            self.modules[name] = self.accelerator.prepare_model(player.module)
+
+    def __call__(self, step: int, stop: bool) -> Done:
+        """Make optimizer step `step`, counted from 0.  Raises NotFinite naming the rows of the batch."""
+        task = self.task
+        task.set_step(step)
+        for player in task.players.values():
+            player.module.train()
+        batches = [task.batch(step, rows, slot) for slot, rows in enumerate(self.slices)]
+        names = sorted(batches[0].counts)
+        mine = [sum(b.counts[name] for b in batches) for name in names]
+        totals = torch.tensor([*mine, sum(b.units for b in batches), int(stop)], device=self.accelerator.device)
+        *counts, units, stopping = sum_over_processes(totals, self.accelerator).tolist()
+        record: dict[str, float] = {}
+        for turn, name in enumerate(task.players):
+            values = self._turn(turn, name, step, batches, dict(zip(names, counts, strict=True)))
+            record |= values if turn == 0 else {f"{name}/{key}": value for key, value in values.items()}
+        return Done(record, units, stopping > 0)
+
+    def _turn(
+        self, turn: int, name: str, step: int, batches: Sequence[MicroBatch], counts: Mapping[str, int]
+    ) -> dict[str, float]:
+        """A player's part of the step: its record, empty when it sits out."""
+        optimizers = self.optimizers[name]
+        optimizers.zero_grad()
+        outputs: list[Losses] = []
+        for batch in batches:
+            self._seed_random(step, batch.slot, turn)
+            synchronise = batch.slot == len(batches) - 1
+            with nullcontext() if synchronise else self.accelerator.no_sync(self.modules[name]):
+                losses = self._forward(name, batch)
+                if not losses.terms:
+                    return {}
+                terms = {key: term * (batch.counts[key] / max(counts[key], 1)) for key, term in losses.terms.items()}
+                total = torch.stack(list(terms.values())).sum()
+                self.accelerator.backward(total * self.accelerator.num_processes)  # DDP averages over processes
+            outputs.append(Losses({key: term.detach() for key, term in terms.items()}, losses.metrics))
+        norm = optimizers.gradient_norm()
+        summed, metrics = self._gather(outputs)
+        loss, size = sum(summed.values()), norm.item()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            raise NotFinite(f"{name} has loss {loss:.4g} and gradient norm {size:.4g} in {self._where(step, outputs)}")
+        rate = learning_rate(step, self.task.players[name].train)
+        optimizers.step(rate, norm)
+        self.task.after_update(name)
+        return {"loss": loss, **self.task.report(name, summed), "lr": rate, "grad_norm": size, **metrics}
+
+    def _forward(self, name: str, batch: MicroBatch) -> Losses:
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+            return self.task.losses(name, self.modules[name], batch)
+
+    def _gather(self, outputs: Sequence[Losses]) -> tuple[dict[str, float], dict[str, float]]:
+        """Loss terms of the whole step; metrics averaged over its rows."""
+        terms, metrics = list(outputs[0].terms), list(outputs[0].metrics)
+        total = torch.zeros(len(terms) + len(metrics), dtype=torch.float64, device=self.accelerator.device)
+        for output, rows in zip(outputs, self.slices, strict=True):
+            share = len(rows) / self.train.batch_size
+            row = [*(output.terms[key] for key in terms), *(output.metrics[key] * share for key in metrics)]
+            total += torch.stack([value.double() for value in row])
+        values = sum_over_processes(total, self.accelerator).tolist()
+        return dict(zip(terms, values, strict=False)), dict(zip(metrics, values[len(terms) :], strict=True))
+
+    def _where(self, step: int, outputs: Sequence[Losses]) -> str:
+        """Which micro-batches have a loss that is not finite; the whole batch when only the gradient is not."""
+        bad = [
+            self.task.identify(step, rows)
+            for rows, output in zip(self.slices, outputs, strict=True)
+            if not all(bool(term.isfinite()) for term in output.terms.values())
+        ]
+        places = [place for places in everyones(bad, self.accelerator) for place in places]
+        return "; ".join(places) or self.task.identify(step, range(self.train.batch_size))
+
+    def _seed_random(self, step: int, slot: int, turn: int) -> None:
+        entropy = [self.seed, step, self.accelerator.process_index, slot, turn]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def micro_batches(train: OptimizationConfig, rank: int, processes: int) -> list[range]:
+    """The rows of a batch that a process reads, forward pass by forward pass; contiguous, as even as can be."""
+    rows = range(rank * train.batch_size // processes, (rank + 1) * train.batch_size // processes)
+    size = train.micro_batch or len(rows)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
