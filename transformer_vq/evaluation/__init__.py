@@ -1,0 +1,19 @@
+"""Numbers, pictures and text from a finished model. Names are resolved on first use: pictures need no torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer_vq.evaluation.generation import generate
+    from transformer_vq.evaluation.language import default_context, evaluate
+    from transformer_vq.evaluation.plots import write_plots
+
+__all__ = ["default_context", "evaluate", "generate", "write_plots"]
+
+_HOME = {"generate": "generation", "default_context": "language", "evaluate": "language", "write_plots": "plots"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,190 @@
+"""Pictures of a run from its `metrics.jsonl`: what it learned, and how its codebooks fared. No torch in here.
+
+A picture is one line in `PICTURES`. Panels whose numbers the run does not have are left out, and so are empty pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
+
+Records = list[dict[str, Any]]
+
+
+class Panel(NamedTuple):
+    """One set of axes: a metric of the whole model, or one line a layer."""
+
+    metric: str
+    label: str
+    per_layer: bool = False
+    log: bool = False
+    level: float | None = None
+    """A value worth a dotted line, such as the ratio 1."""
+
+
+PICTURES = {
+    "loss": [Panel("loss", "loss, nats per token"), Panel("bits_per_byte", "bits per byte")],
+    "codebooks": [
+        Panel("usage", "share of the codes in use", per_layer=True),
+        Panel("perplexity", "perplexity of the codes", per_layer=True, log=True),
+    ],
+    "keys": [
+        Panel("norm_ratio", "norm ratio ‖q‖ / ‖k‖", per_layer=True, level=1.0),
+        Panel("relative_error", "relative error ‖k − q‖ / ‖k‖", per_layer=True),
+        Panel("cosine", "cosine of k and q", per_layer=True),
+    ],
+}
+SPLIT_COLOURS = {"train": "#4878a8", "valid": "#c8553d", "test": "#5a8f4e"}
+LEGEND_LAYERS = 8  # more layers than this get a colour bar in place of a legend
+SMOOTH_FROM = 300  # more training records than this are shown as a running mean over the faint raw line
+GREY = "#555555"
+
+
+def write_plots(run_dir: Path) -> list[Path]:
+    """Draw every picture that `run_dir/metrics.jsonl` has numbers for into `run_dir/plots/`; returns the files written.
+
+    Raises FileNotFoundError where there is no such file.
+    """
+    records = read_metrics(run_dir / "metrics.jsonl")
+    folder = run_dir / "plots"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for name, panels in PICTURES.items():
+        figure = draw(records, panels, title=run_dir.resolve().name)
+        if figure is not None:
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=150)
+            written.append(path)
+    return written
+
+
+def read_metrics(path: Path) -> Records:
+    """The records of a run; a last line that a kill cut short is left out."""
+    lines = path.read_text().splitlines()
+    records = []
+    for i, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if i + 1 < len(lines):
+                raise
+    return records
+
+
+def draw(records: Records, panels: Iterable[Panel], title: str) -> Figure | None:
+    """The panels that have numbers, side by side; None when none has."""
+    filled = [(panel, lines) for panel in panels if (lines := _lines(records, panel))]
+    if not filled:
+        return None
+    figure = Figure(figsize=(5.6 * len(filled), 4.2), layout="constrained")
+    for axes, (panel, lines) in zip(figure.subplots(1, len(filled), squeeze=False)[0], filled, strict=True):
+        _layers(axes, lines, records, panel) if panel.per_layer else _splits(axes, lines)
+        _finish(axes, panel, "tokens" if any("tokens" in record for record in records) else "step")
+    figure.suptitle(title, fontsize=10, color=GREY)
+    return figure
+
+
+def _lines(records: Records, panel: Panel) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """Line's name, a split or a layer -> (x, y). A step that was written again after a resume counts once."""
+    points: dict[Any, dict[int, tuple[float, float]]] = defaultdict(dict)
+    chosen = _split_of_layers(records, panel.metric) if panel.per_layer else None
+    for record in records:
+        split = record.get("split", "train")
+        if chosen is not None and split != chosen:
+            continue
+        x = float(record["tokens"] if "tokens" in record else record["step"])
+        for key, value in record.items():
+            name = _layer(key, panel.metric) if panel.per_layer else split if key == panel.metric else None
+            if name is not None and value is not None:
+                points[name][record["step"]] = (x, float(value))
+    ordered = sorted(points) if panel.per_layer else points
+    return {name: _columns(points[name]) for name in ordered}
+
+
+def _columns(points: dict[int, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.array([points[step] for step in sorted(points)]).T
+    return x, y
+
+
+def _layer(key: str, metric: str) -> int | None:
+    """12 for `layer12/usage` when the metric is `usage`."""
+    match = re.fullmatch(r"layer(\d+)/(.+)", key)
+    return int(match[1]) if match and match[2] == metric else None
+
+
+def _split_of_layers(records: Records, metric: str) -> str | None:
+    """Whole-split numbers where there are at least two of them, else the training batches'."""
+    having = [record.get("split", "train") for record in records if any(_layer(k, metric) is not None for k in record)]
+    return "valid" if having.count("valid") >= 2 or "train" not in having else "train"
+
+
+def _splits(axes: Axes, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    for split, (x, y) in lines.items():
+        colour = SPLIT_COLOURS.get(split, GREY)
+        if split == "train" and len(y) > SMOOTH_FROM:
+            axes.plot(x, y, color=colour, linewidth=0.5, alpha=0.3)
+            width = len(y) // 100
+            x, y = x[width - 1 :], np.convolve(y, np.full(width, 1 / width), mode="valid")  # noqa: PLW2901
+        marker = "" if split == "train" and len(y) > 1 else "o"
+        axes.plot(x, y, color=colour, label=split, linewidth=1.5, marker=marker, markersize=3.5)
+        axes.annotate(
+            f"{y[-1]:.4g}", (x[-1], y[-1]), xytext=(4, 4 if split != "train" else -10), textcoords="offset points",
+            fontsize=8, color=colour, annotation_clip=False,
+        )  # fmt: skip
+    finite = np.concatenate([y for _, y in lines.values()])
+    finite = finite[np.isfinite(finite)]
+    if len(finite) > 20:  # the first steps from a random model would squeeze everything that follows
+        low, high = finite.min(), np.quantile(finite, 0.98)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _layers(axes: Axes, lines: dict[int, tuple[np.ndarray, np.ndarray]], records: Records, panel: Panel) -> None:
+    few = len(lines) <= LEGEND_LAYERS
+    dots: dict[str, Any] = {"marker": "o", "markersize": 2.5} if few else {}
+    colours: Colormap = colormaps["viridis"]
+    last = max(lines)
+    for layer, (x, y) in lines.items():
+        shade = colours(0.92 * layer / max(last, 1))
+        axes.plot(x, y, color=shade, linewidth=1.4 if few else 0.8, label=f"layer {layer}", **dots)
+    if panel.level is not None:
+        axes.axhline(panel.level, color=GREY, linestyle=":", linewidth=1)
+    if few:
+        axes.legend(frameon=False, fontsize=8, ncols=2 if len(lines) > 4 else 1)
+    else:
+        norm = BoundaryNorm(np.arange(last + 2) - 0.5, colours.N)
+        bar = axes.figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02, aspect=30)
+        bar.set_label("layer", fontsize=9)
+        bar.ax.yaxis.set_major_locator(MaxNLocator(9, integer=True))
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(labelsize=8)
+    split = _split_of_layers(records, panel.metric)
+    axes.set_title("training batches" if split == "train" else f"whole {split} split", fontsize=9, color=GREY)
+    if panel.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
+        axes.tick_params(which="minor", labelsize=8)
+
+
+def _finish(axes: Axes, panel: Panel, x: str) -> None:
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(panel.label, fontsize=9)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
