@@ -8,6 +8,7 @@ The "gradient" of `c_sum` and `c_count` is old value − EMA target: what an SGD
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -16,16 +17,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transformer_vq.config import TransformerVQConfig
+from transformer_vq.config.quantizer import VQConfig
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.ops.attention import AttentionState
+from transformer_vq.quantizers import VectorQuantizer
 
 Arrays = dict[str, NDArray[Any]]
 
-# names of one unit: reference -> ours
-KERNELS = {"q_proj": "q_proj", "kvg_proj": "kvg_proj", "r_proj": "position.r_proj", "res_proj": "out_proj"}
-VECTORS = {"input_ln/g": "norm.weight", "input_ln/b": "norm.bias", "u": "position.u", "v": "position.v"}
-STATISTICS = {"quantizer/c_sum": "quantizer.ema_sum", "quantizer/c_count": "quantizer.ema_count"}
-UNUSED_BIAS = "reference_bias_out"
+# reference name -> ours; what ends in "kernel" is transposed
+OUTER = {"token_embedder/embs": "embedding.weight"}
+TIED = {"token_embedder/bias_out": "head_bias"}
+UNTIED = {
+    "token_embedder/bias_out": "reference_bias_out",  # read by nothing; kept so that what comes in goes out again
+    "out_proj/kernel": "head.weight",
+    "out_proj/bias": "head.bias",
+}
+ABSOLUTE = {"position_embedder/scale": "absolute_scale"}
+FINAL_NORM = {"out_ln/g": "norm.weight", "out_ln/b": "norm.bias"}
+UNIT = {
+    "input_ln/g": "norm.weight",
+    "input_ln/b": "norm.bias",
+    "q_proj/kernel": "q_proj.weight",
+    "kvg_proj/kernel": "kvg_proj.weight",
+    "r_proj/kernel": "position.r_proj.weight",
+    "res_proj/kernel": "out_proj.weight",
+    "u": "position.u",
+    "v": "position.v",
+    "quantizer/c_sum": "quantizer.ema_sum",
+    "quantizer/c_count": "quantizer.ema_count",
+}
 
 
 def from_reference(params: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> TransformerVQ:
@@ -36,19 +56,16 @@ def from_reference(params: Mapping[str, NDArray[Any]], config: Mapping[str, Any]
     Raises ValueError naming a parameter that is missing, unknown, or of another shape.
     """
     model = TransformerVQ(reference_config(config))
-    if not model.config.tied_embedding:  # kept so that what comes in goes out again; the model does not read it
-        model.register_buffer(UNUSED_BIAS, torch.zeros(model.config.vocab_size or 0), persistent=False)
     model.to(torch.from_numpy(params["token_embedder/embs"]).dtype)
-    places = _places(model)
-    if places.keys() != params.keys():
-        missing, unknown = sorted(places.keys() - params.keys()), sorted(params.keys() - places.keys())
+    names = reference_names(model.config)
+    if names.keys() != params.keys():
+        missing, unknown = sorted(names.keys() - params.keys()), sorted(params.keys() - names.keys())
         raise ValueError(f"parameters missing: {missing}; unknown with this config: {unknown}")
-    with torch.no_grad():
-        for name, (target, transposed) in places.items():
-            source = torch.from_numpy(np.array(params[name]))
-            source = source.T if transposed else source
-            if source.shape != target.shape:
-                raise ValueError(f"{name} has shape {params[name].shape}, {tuple(target.shape)} is expected")
+    for name, ours in names.items():
+        source, target = _turned(name, torch.from_numpy(np.array(params[name]))), _tensor(model, ours)
+        if source.shape != target.shape:
+            raise ValueError(f"{name} has shape {params[name].shape}, {tuple(_turned(name, target).shape)} is expected")
+        with torch.no_grad():
             target.copy_(source)
     return model
 
@@ -79,12 +96,7 @@ def reference_config(config: Mapping[str, Any]) -> TransformerVQConfig:
             dropout_sinusoid=config["p_dropsin"],
             dropout_residual=config["p_dropres"],
             dropout_layer=config["p_droplyr"],
-            quantizer={
-                "kind": "vq",
-                "codes": config["n_code"],
-                "ema": float(config["c_gamma"]),
-                "commit": float(config["c_beta"]),
-            },
+            quantizer=VQConfig(codes=config["n_code"], ema=float(config["c_gamma"]), commit=float(config["c_beta"])),
         )
     except KeyError as error:
         raise ValueError(f"the reference's settings lack {error}") from None
@@ -96,18 +108,23 @@ def to_reference(model: TransformerVQ, what: Literal["params", "grads"] = "param
     Gradients of `c_sum` and `c_count` come from the statistics pending in this process; without any they are 0.
     bf16 comes out as float32, which numpy has.  Raises ValueError when the reference has no form of this model.
     """
+    _check(model.config)
+    names = reference_names(model.config)
+    tensors = {name: _tensor(model, ours) for name, ours in names.items()}
+    if what not in ("params", "grads"):
+        raise ValueError(f'what = "{what}": must be "params" or "grads"')
+    if what == "grads":
+        tensors = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in tensors.items()}
+    arrays = {name: _array(_turned(name, x)) for name, x in tensors.items()}
     if what == "params":
-        return {name: _array(t.T if transposed else t) for name, (t, transposed) in _places(model).items()}
-    arrays: Arrays = {}
-    for name, (parameter, transposed) in _places(model).items():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        arrays[name] = _array(gradient.T if transposed else gradient)
-    for i, layer in enumerate(model.layers):
-        total, count = layer.quantizer.pending()
+        return arrays
+    for i, quantizer in enumerate(model.quantizers):
+        assert isinstance(quantizer, VectorQuantizer)  # by _check
+        total, count = quantizer.pending()
         if count.any():
-            targets = layer.quantizer.ema_target(total, count)
-            for (name, ours), target in zip(STATISTICS.items(), targets, strict=True):
-                arrays[_unit(i) + name] = _array(layer.get_buffer(ours) - target)
+            new_sum, new_count = quantizer.ema_target(total, count)
+            arrays[f"{_unit(i)}quantizer/c_sum"] = _array(quantizer.ema_sum - new_sum)
+            arrays[f"{_unit(i)}quantizer/c_count"] = _array(quantizer.ema_count - new_count)
     return arrays
 
 
@@ -119,10 +136,10 @@ def state_to_reference(state: ModelState) -> Arrays:
     """
     arrays: Arrays = {}
     for i, layer in enumerate(state.layers):
-        assert isinstance(layer, AttentionState)
+        assert isinstance(layer, AttentionState)  # every model of the reference has a cache of codes
         unit, alive = f"{i // 2}/{i % 2}", layer.alive[:, None]
         B, M, S = *layer.alive.shape, layer.count.shape[-1]
-        arrays[f"{unit}/pos_offset"] = np.int32(state.position[0])
+        arrays[f"{unit}/pos_offset"] = np.array(int(state.position[0]), np.int32)
         arrays[f"{unit}/xlcache/z"] = _array(torch.where(alive, layer.codes, S).int())
         arrays[f"{unit}/xlcache/k_hat"] = _array(torch.where(alive[..., None], layer.k_hat, 0))
         arrays[f"{unit}/xlcache/v"] = _array(torch.where(alive[..., None], layer.v, 0))
@@ -133,40 +150,39 @@ def state_to_reference(state: ModelState) -> Arrays:
     return arrays
 
 
+def reference_names(config: TransformerVQConfig) -> dict[str, str]:
+    """Every reference name of such a model -> the name of our parameter or buffer."""
+    names = OUTER | (TIED if config.tied_embedding else UNTIED)
+    names |= ABSOLUTE if config.absolute_positions else {}
+    names |= FINAL_NORM if config.final_norm else {}
+    for i in range(config.layers):
+        names |= {_unit(i) + name: f"layers.{i}.{ours}" for name, ours in UNIT.items()}
+    return names
+
+
 def _unit(layer: int) -> str:
     """Prefix of the names of our layer's parameters in the reference."""
     return f"transformer_layers_{layer // 2}/scanned_attn{layer % 2 + 1}/"
+
+
+def _tensor(model: TransformerVQ, name: str) -> Tensor:
+    """Our parameter or buffer; the unused bias is made the first time."""
+    unused = UNTIED["token_embedder/bias_out"]
+    if name == unused and not hasattr(model, unused):
+        model.register_buffer(unused, torch.zeros_like(model.head.bias), persistent=False)
+    tensor: Tensor = attrgetter(name)(model)
+    return tensor
+
+
+def _turned(name: str, x: Tensor) -> Tensor:
+    """Our orientation to the reference's, and back."""
+    return x.T if name.endswith("kernel") else x
 
 
 def _array(x: Tensor) -> NDArray[Any]:
     """A copy as numpy."""
     x = x.detach().cpu()
     return np.array((x.float() if x.dtype == torch.bfloat16 else x).numpy())
-
-
-def _places(model: TransformerVQ) -> dict[str, tuple[Tensor, bool]]:
-    """Reference name -> (our tensor, whether it is the transpose).  Raises ValueError as `to_reference` does."""
-    _check(model.config)
-    places: dict[str, tuple[Tensor, bool]] = {"token_embedder/embs": (model.embedding.weight, False)}
-    if model.config.tied_embedding:
-        places["token_embedder/bias_out"] = (model.head_bias, False)
-    else:
-        unused = getattr(model, UNUSED_BIAS, torch.zeros(model.config.vocab_size or 0))
-        places["token_embedder/bias_out"] = (unused, False)
-        places["out_proj/kernel"] = (model.head.weight, True)
-        places["out_proj/bias"] = (model.head.bias, False)
-    if model.absolute_scale is not None:
-        places["position_embedder/scale"] = (model.absolute_scale, False)
-    if model.config.final_norm:
-        places["out_ln/g"], places["out_ln/b"] = (model.norm.weight, False), (model.norm.bias, False)
-    for i, layer in enumerate(model.layers):
-        for name, ours in KERNELS.items():
-            places[f"{_unit(i)}{name}/kernel"] = (layer.get_submodule(ours).weight, True)
-        for name, ours in VECTORS.items():
-            places[_unit(i) + name] = (layer.get_parameter(ours), False)
-        for name, ours in STATISTICS.items():
-            places[_unit(i) + name] = (layer.get_buffer(ours), False)
-    return places
 
 
 def _check(config: TransformerVQConfig) -> None:

@@ -126,8 +126,8 @@ class TransformerVQConfig(Settings):
 
     @property
     def full_attention(self) -> bool:
-        """True when some layer keeps every key, so that the state grows with the text."""
-        return any(isinstance(q, NoneConfig) for q in self.layer_quantizers())
+        """True when some layer keeps every key, so that the state grows with the text; with cache: false none does."""
+        return self.cache and any(isinstance(q, NoneConfig) for q in self.layer_quantizers())
 
     def resolved(self) -> TransformerVQConfig:
         """The same model with every layer's quantizer written out in `per_layer`, and nothing left to merge."""

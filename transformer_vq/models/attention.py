@@ -21,7 +21,7 @@ from transformer_vq.models.norm import rms_normalize
 from transformer_vq.models.positions import POSITIONS
 from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import AttentionState, FullState, full_attention
-from transformer_vq.quantizers import Quantized, build_quantizer
+from transformer_vq.quantizers import Quantized, Quantizer, build_quantizer
 
 LayerState = AttentionState | FullState
 
@@ -35,6 +35,8 @@ class Context(NamedTuple):
 
 class VQAttention(nn.Module):
     """Attention over quantized keys, with the layer's own quantizer and positions; blocks add the projections."""
+
+    quantizer: Quantizer
 
     def __init__(self, config: TransformerVQConfig, layer: int, seed: int, generator: torch.Generator) -> None:
         super().__init__()

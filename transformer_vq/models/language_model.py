@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from transformer_vq.models.norm import RMSNorm
 from transformer_vq.models.positions import XLBias, sinusoid
 from transformer_vq.models.state import ModelState, locate
 from transformer_vq.models.transformer import TransformerBlock
-from transformer_vq.quantizers import Quantized
+from transformer_vq.quantizers import Quantized, Quantizer
 
 BLOCKS: dict[str, type[VQAttention]] = {"gau": GAU, "transformer": TransformerBlock}
 IGNORED = -100
@@ -179,20 +180,25 @@ class TransformerVQ(nn.Module):
             for bias in biases:
                 bias.freeze(False)
 
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """Every layer's quantizer, in order."""
+        return [cast(VQAttention, layer).quantizer for layer in self.layers]
+
     def apply_codebook_statistics(self) -> None:
         """Move every codebook by what forward passes in training collected; once per optimizer step."""
-        for layer in self.layers:
-            layer.quantizer.apply_codebook_statistics()
+        for quantizer in self.quantizers:
+            quantizer.apply_codebook_statistics()
 
     def discard_codebook_statistics(self) -> None:
         """Forget what was collected, for a step that is skipped."""
-        for layer in self.layers:
-            layer.quantizer.discard_codebook_statistics()
+        for quantizer in self.quantizers:
+            quantizer.discard_codebook_statistics()
 
     def set_step(self, step: int) -> None:
         """Tell every quantizer the optimizer step, on which schedules, warm-ups and seeded noise depend."""
-        for layer in self.layers:
-            layer.quantizer.set_step(step)
+        for quantizer in self.quantizers:
+            quantizer.set_step(step)
 
 
 def _same_shape(tokens: Tensor, **others: Tensor | None) -> None:

@@ -37,6 +37,11 @@ class Quantizer(nn.Module):
         """(H, S, K): the row of each code."""
         raise NotImplementedError
 
+    @property
+    def warming_up(self) -> bool:
+        """True while keys pass unquantized (`start_step`): attention is then full, on the keys themselves."""
+        return False
+
     def set_step(self, step: int) -> None:
         """Tell the optimizer step, on which schedules, warm starts and seeded noise depend."""
 

@@ -28,7 +28,7 @@ class ScheduledQuantizer(Quantizer):
 
     @property
     def warming_up(self) -> bool:
-        """True while keys pass unquantized: attention must then be full, on the keys themselves."""
+        """True before `start_step`, until the first forward pass in training from then on."""
         return self.config.start_step > 0 and not self._is_started
 
     def set_step(self, step: int) -> None:
