@@ -75,7 +75,7 @@ class ToyTask(Task):
     @torch.no_grad()
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
         self.model.eval()
-        x, y, weight = self.batch(10**6, range(16), 0).inputs
+        x, y, _ = self.batch(10**6, range(16), 0).inputs
         return {"mse": (self.model(x)[:, 0] - y).square().mean().item()}
 
 

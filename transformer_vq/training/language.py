@@ -28,8 +28,7 @@ from transformer_vq.training.distributed import on_main
 from transformer_vq.training.loop import find_checkpoint, train
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
-TRAIN, VALID = "train", "valid"
-TOKENIZER = "tokenizer"  # folder of the tokenizer inside a run's
+TRAIN = "train"
 LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
 
 
@@ -170,7 +169,7 @@ class LanguageTask(Task):
 
     def begin(self, folder: Path) -> None:
         """The tokenizer belongs to the run."""
-        self.corpus.tokenizer.save(folder / TOKENIZER)
+        self.corpus.tokenizer.save(folder)
 
 
 class LoadedRun(NamedTuple):
@@ -198,7 +197,7 @@ def load_run(run: str, device: torch.device | str = "cpu") -> LoadedRun:
     """The model of `RUN[@best|@last|@STEP]`, by default the last.  Raises ConfigError, CheckpointError."""
     checkpoint = find_checkpoint(run)
     folder = checkpoint.parents[1]
-    config, tokenizer = load_config(folder, [], RunConfig), load_tokenizer(folder / TOKENIZER)
+    config, tokenizer = load_config(folder, [], RunConfig), load_tokenizer(folder)
     verify(checkpoint)
     model = TransformerVQ(with_vocabulary(config.model, tokenizer), seed=config.seed)
     if config.train.precision == "fp64":

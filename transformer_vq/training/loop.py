@@ -226,7 +226,8 @@ class Loop:
         return values
 
     def _record(self, split: str, values: Mapping[str, Any]) -> None:
-        record = {"step": self.done, self.task.unit: self.units, "split": split, **values}
+        where = {"step": self.done, self.task.unit: self.units, "split": split}
+        record = {**where, **{key: value for key, value in values.items() if key not in where}}
         if self.accelerator.is_main_process:
             self.folder.record(record)
         if self.train.trackers:

@@ -26,7 +26,7 @@ from transformer_vq.config import ConfigError, save_config
 from transformer_vq.config.load import difference
 from transformer_vq.training.checkpoints import Checkpoints, flush, write_text
 
-OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer", "config.yaml")
+OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", "config.yaml")
 
 
 class RunFolder:

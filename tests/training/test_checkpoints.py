@@ -1,0 +1,160 @@
+"""A checkpoint is whole or it is none: kills, flipped bits, cut files and full disks."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from transformer_vq.config import ConfigError
+from transformer_vq.training import checkpoints as module
+from transformer_vq.training.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    load_tensors,
+    save_json,
+    save_tensors,
+    verify,
+)
+
+
+def write(checkpoints: Checkpoints, step: int) -> None:
+    folder = checkpoints.begin(step)
+    save_tensors({"w": torch.full((64,), float(step))}, folder / "model.safetensors")
+    save_json({"units": step}, folder / "trainer.json")
+    checkpoints.commit(step)
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20, 30, 40):
+        write(checkpoints, step)
+        if step == 10:
+            checkpoints.mark_best(10, "loss", 1.0)
+    assert checkpoints.steps() == [10, 30, 40] and checkpoints.last() == 40
+    assert checkpoints.best() == {"step": 10, "loss": 1.0}
+    checkpoints.mark_best(40, "loss", 0.5)
+    assert checkpoints.steps() == [30, 40]
+    assert [checkpoints.resolve(which).name[-2:] for which in ("best", "last", "30")] == ["40", "40", "30"]
+    with pytest.raises(ConfigError, match="steps that have one: 30, 40"):
+        checkpoints.resolve("20")
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 10)
+    (checkpoints.path(20)).mkdir()
+    save_tensors({"w": torch.zeros(3)}, checkpoints.path(20) / "model.safetensors")
+    assert checkpoints.steps() == [10]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.json", "manifest.json"])
+@pytest.mark.parametrize("where", [0.0, 0.5, 0.999])
+def test_a_flipped_bit_is_found(tmp_path, name, where):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 10)
+    verify(checkpoints.path(10))
+    path = checkpoints.path(10) / name
+    raw = bytearray(path.read_bytes())
+    raw[int(where * len(raw))] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=name if name != "manifest.json" else "damaged|missing"):
+        verify(checkpoints.path(10))
+
+
+def test_a_cut_or_missing_file_is_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 10)
+    path = checkpoints.path(10) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        verify(checkpoints.path(10))
+    with pytest.raises(CheckpointError, match="not readable"):
+        load_tensors(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        verify(checkpoints.path(10))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 10)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            write(checkpoints, 20)
+    assert checkpoints.steps() == [10]
+    verify(checkpoints.path(10))
+    write(checkpoints, 20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020"]  # what was half-written is gone
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_stop_at_any_flush_leaves_a_whole_checkpoint(tmp_path, monkeypatch, call):
+    """The moments between two flushes are what a power cut can choose from."""
+    checkpoints, calls = Checkpoints(tmp_path), 0
+    write(checkpoints, 10)
+    flush = module.flush
+
+    def stop_at(path):
+        nonlocal calls
+        calls += 1
+        if calls > call:
+            raise SystemExit
+        flush(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "flush", stop_at)
+        with pytest.raises(SystemExit):
+            write(checkpoints, 20)
+    last = Checkpoints(tmp_path).last()
+    assert last == (10 if call < 5 else 20)
+    verify(checkpoints.path(last))
+    assert load_tensors(checkpoints.path(last) / "model.safetensors")["w"].unique().item() == last
+
+
+def test_writing_a_step_again_replaces_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 10)
+    (checkpoints.path(10) / "model.safetensors").write_bytes(b"damaged")
+    write(checkpoints, 10)
+    verify(checkpoints.path(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_kill_9_while_writing_loses_nothing(tmp_path):
+    """A process writes checkpoints as fast as it can and is killed; what is left is whole, and the next one goes on."""
+    script = (
+        "import sys, torch; from pathlib import Path\n"
+        "from transformer_vq.training.checkpoints import *\n"
+        "c = Checkpoints(Path(sys.argv[1]), keep=2)\n"
+        "for step in range((c.last() or 0) + 1, 10**6):\n"
+        "    folder = c.begin(step)\n"
+        "    save_tensors({'w': torch.full((20000,), float(step))}, folder / 'model.safetensors')\n"
+        "    c.commit(step)\n"
+        "    print(step, flush=True)\n"
+    )
+    draw, last = random.Random(0), 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3):
+            assert process.stdout.readline()
+        time.sleep(draw.uniform(0, 0.05))
+        os.kill(process.pid, signal.SIGKILL)
+        reported = [int(line) for line in process.stdout.read().split()]
+        process.wait()
+        found = Checkpoints(tmp_path).steps()
+        assert found and found[-1] >= max([last + 3, *reported])
+        for step in found:
+            folder = Checkpoints(tmp_path).path(step)
+            verify(folder)
+            assert load_tensors(folder / "model.safetensors")["w"].unique().item() == step
+        last = found[-1]
