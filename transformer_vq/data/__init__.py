@@ -1,8 +1,15 @@
-"""Bytes in, batches out: corpora, tokenizers, token files, deterministic batches."""
+"""Bytes in, batches out: corpora, tokenizers, token files, deterministic batches.
 
-from transformer_vq.data.batches import Batch, eval_streams, eval_windows, stream_batch, window_batch
-from transformer_vq.data.store import Corpus, TokenFile, check_lengths, default_cache, prepare
-from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer
+Names are resolved on first use: only batches need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer_vq.data.batches import Batch, eval_streams, eval_windows, stream_batch, window_batch
+    from transformer_vq.data.store import Corpus, TokenFile, check_lengths, default_cache, prepare
+    from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",
@@ -18,3 +25,20 @@ __all__ = [
     "stream_batch",
     "window_batch",
 ]
+
+_HOME = {
+    "batches": ("Batch", "eval_streams", "eval_windows", "stream_batch", "window_batch"),
+    "store": ("Corpus", "TokenFile", "check_lengths", "default_cache", "prepare"),
+    "tokenizers": ("Tokenizer", "load_tokenizer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -127,9 +127,7 @@ def columns(builder: DatasetBuilder, split: str, field: str, streaming: bool) ->
                 yield batch[field]
             return
     except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
-        cause = (
-            error.__cause__ if isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception) else error
-        )
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" helps nobody
         raise ConfigError(f"data.source: {split} of the dataset is not readable: {one_line(cause)}") from None
     raise ConfigError(f"data.field = {field}: no such column; {split} has {', '.join(names)}")
 

@@ -108,7 +108,7 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.name = f"{settings['model'].get('type', 'tokenizer')} with {self.vocab_size} tokens"
         self.unknown_id = _unknown_id(settings["model"], vocabulary)
-        self._bytes = _token_bytes(settings, vocabulary) if _is_byte_level(settings["decoder"]) else None
+        self._bytes = _token_bytes(vocabulary) if _is_byte_level(settings["decoder"]) else None
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
         texts = [decode_utf8(piece) for piece in pieces]
@@ -119,7 +119,7 @@ class JsonTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         if self._bytes is not None:
-            return b"".join(self._bytes[int(i)] for i in ids)
+            return b"".join(self._bytes.get(int(i), b"") for i in ids)  # an id without a token: nothing
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=False).encode()
 
     def to_json(self) -> str:
@@ -219,12 +219,12 @@ def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
     return decoder is not None and decoder["type"] == "ByteLevel"
 
 
-def _token_bytes(settings: dict[str, Any], vocabulary: dict[str, int]) -> dict[int, bytes]:
-    """Bytes of every token of a byte-level vocabulary; added tokens are spelled out."""
+def _token_bytes(vocabulary: dict[str, int]) -> dict[int, bytes]:
+    """Bytes of every token of a byte-level vocabulary; one that is not written in byte symbols is spelled out."""
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-    added = {token["content"] for token in settings["added_tokens"]}
     return {
-        i: token.encode() if token in added else bytes(byte_of[c] for c in token) for token, i in vocabulary.items()
+        i: bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
+        for token, i in vocabulary.items()
     }
 
 
