@@ -1,7 +1,7 @@
 """The one training loop, for every task: steps, and what happens between them.
 
-Order within a step: update, record, evaluation, checkpoint. A checkpoint therefore stands behind all records up to its
-step, and a run resumed from it repeats the rest bit for bit.
+Order: update, training record, checkpoint; evaluation only then, before the next update. So a run resumed from a
+checkpoint repeats everything behind it bit for bit, its evaluation included.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 
 from transformer_vq import __version__
-from transformer_vq.config import CheckpointConfig, ConfigError, EvalConfig
+from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.training.checkpoints import load_json, load_tensors, save_json, save_tensors, verify
-from transformer_vq.training.distributed import compare_buffers, everyones, on_main, processes
+from transformer_vq.training.distributed import compare_buffers, on_main, processes, sum_over_processes
 from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
 from transformer_vq.training.signals import Stop
@@ -39,6 +39,13 @@ class TrainingInterrupted(RuntimeError):
     """A signal stopped the run; a checkpoint was written."""
 
 
+class Evaluated(Protocol):
+    """What the loop reads of `eval:`; the rest is the task's."""
+
+    @property
+    def every(self) -> int | None: ...
+
+
 class RunSettings(Protocol):
     """What the loop reads of a run's config, a `Settings` with these blocks and the task's own."""
 
@@ -49,7 +56,7 @@ class RunSettings(Protocol):
     @property
     def train(self) -> OptimizationConfig: ...
     @property
-    def eval(self) -> EvalConfig: ...
+    def eval(self) -> Evaluated: ...
     @property
     def checkpoint(self) -> CheckpointConfig: ...
     def model_dump(self, *, mode: str) -> dict[str, Any]:
@@ -143,15 +150,18 @@ class Loop:
         train, speed = self.train, f"{self.task.unit}_per_s"
         logged, pace = (self.units, self.seconds), 0.0
         while self.done < train.steps:
+            if self.done and _due(self.done, self.config.eval.every):
+                self._evaluate(self.task.splits[0], final=False)
             began = time.perf_counter()
             try:
-                record, units, stopping = self.step(self.done, stop.requested)
+                record, units = self.step(self.done)
             except NotFinite as error:
                 raise TrainingDiverged(
                     f"step {self.done}: {error}; stopped before the update. {self._last()}"
                 ) from error
             self.done, self.units = self.done + 1, self.units + units
             self.seconds += time.perf_counter() - began
+            stopping = self._any_process(stop.requested)
             if self.done in (1, train.steps) or self.done % train.log_every == 0:
                 pace = (self.units - logged[0]) / max(self.seconds - logged[1], 1e-9)
                 logged = self.units, self.seconds
@@ -160,8 +170,6 @@ class Loop:
             if self.done == 1 or self.done % COMPARE_EVERY == 0:
                 for player in self.task.players.values():
                     compare_buffers(player.module, self.accelerator)
-            if _due(self.done, self.config.eval.every) and self.done < train.steps and not stopping:
-                self._evaluate(self.task.splits[0], final=False)
             if stopping or self.done == train.steps or _due(self.done, self.config.checkpoint.every):
                 self.save()
             if stopping and self.done < train.steps:
@@ -173,7 +181,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of where the run is, unless there is one already."""
         checkpoints, step, carried = self.checkpoints, self.done, self.task.carried()
-        carries = any(everyones(bool(carried), self.accelerator))
+        carries = self._any_process(bool(carried))
 
         def write() -> bool:
             if step == checkpoints.last():
@@ -233,6 +241,10 @@ class Loop:
         if self.train.trackers:
             numbers = {f"{split}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=self.done)
+
+    def _any_process(self, value: bool) -> bool:
+        flag = torch.tensor(int(value), device=self.accelerator.device)
+        return sum_over_processes(flag, self.accelerator).item() > 0
 
     def _last(self) -> str:
         last = self.checkpoints.last()

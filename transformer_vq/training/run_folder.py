@@ -96,7 +96,7 @@ class RunFolder:
         save_config(config, self.path / "config.yaml")
         flush(self.path / "config.yaml")
         step = self.checkpoints.last() or 0
-        self._forget_after(step, config.train.steps)
+        self._forget_after(step)
         return step
 
     def read_config(self) -> dict[str, Any]:
@@ -130,8 +130,11 @@ class RunFolder:
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
 
-    def _forget_after(self, step: int, steps: int) -> None:
-        """Drop the records that a run resumed at `step` will write again, and a last line that a kill cut short."""
+    def _forget_after(self, step: int) -> None:
+        """Drop the records that a run resumed at `step` will write again, and a last line that a kill cut short.
+
+        An evaluation comes after the checkpoint of its step, so that one is written again too.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
@@ -141,8 +144,7 @@ class RunFolder:
                 record = json.loads(line)
             except ValueError:
                 continue
-            final = record["step"] == steps and record["split"] != "train"
-            if record["step"] <= step and not final:
+            if record["step"] < step or (record["step"] == step and record["split"] == "train"):
                 kept.append(line + "\n")
         write_text(path, "".join(kept))
 

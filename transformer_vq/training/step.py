@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +27,6 @@ from transformer_vq.training.task import Losses, MicroBatch, Task
 
 class NotFinite(ArithmeticError):
     """The loss or a gradient is NaN or infinite; nothing has been updated by it."""
-
-
-class Done(NamedTuple):
-    """A step that was made."""
-
-    record: dict[str, float]
-    units: int
-    """Tokens or images that it read, on all processes."""
-    stop: bool
-    """Some process was asked to stop."""
 
 
 class Stepper:
@@ -62,8 +51,11 @@ class Stepper:
                 self.accelerator.ddp_handler.find_unused_parameters = player.partly_used
             self.modules[name] = self.accelerator.prepare_model(player.module)
 
-    def __call__(self, step: int, stop: bool) -> Done:
-        """Make optimizer step `step`, counted from 0.  Raises NotFinite naming the rows of the batch."""
+    def __call__(self, step: int) -> tuple[dict[str, float], int]:
+        """Make optimizer step `step`, counted from 0: its record, and the units read by all processes.
+
+        Raises NotFinite naming the rows of the batch.
+        """
         task = self.task
         task.set_step(step)
         for player in task.players.values():
@@ -71,13 +63,13 @@ class Stepper:
         batches = [task.batch(step, rows, slot) for slot, rows in enumerate(self.slices)]
         names = sorted(batches[0].counts)
         mine = [sum(b.counts[name] for b in batches) for name in names]
-        totals = torch.tensor([*mine, sum(b.units for b in batches), int(stop)], device=self.accelerator.device)
-        *counts, units, stopping = sum_over_processes(totals, self.accelerator).tolist()
+        totals = torch.tensor([*mine, sum(b.units for b in batches)], device=self.accelerator.device)
+        *counts, units = sum_over_processes(totals, self.accelerator).tolist()
         record: dict[str, float] = {}
         for turn, name in enumerate(task.players):
             values = self._turn(turn, name, step, batches, dict(zip(names, counts, strict=True)))
             record |= values if turn == 0 else {f"{name}/{key}": value for key, value in values.items()}
-        return Done(record, units, stopping > 0)
+        return record, units
 
     def _turn(
         self, turn: int, name: str, step: int, batches: Sequence[MicroBatch], counts: Mapping[str, int]
