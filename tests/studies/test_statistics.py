@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from transformer_vq.studies.statistics import (
     Interval,
     detectable,

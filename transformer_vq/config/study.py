@@ -123,9 +123,9 @@ class StudyConfig(Settings):
         if self.tune and not self.tune_seeds:
             raise ValueError("tune_seeds: is empty; tuning needs seeds of its own")
         if set(self.seeds) & set(self.tune_seeds):
-            raise ValueError(f"tune_seeds = {self.tune_seeds}: must share none with seeds; the comparison is on fresh ones")
-        if self.primary and self.primary.metric and self.primary.metric not in self.metrics:
-            raise ValueError(f"primary.metric = {self.primary.metric}: must be one of metrics: {', '.join(self.metrics)}")
+            raise ValueError(f"tune_seeds = {self.tune_seeds}: must share none with seeds, which are kept fresh")
+        if self.main_metric not in self.metrics:
+            raise ValueError(f"primary.metric = {self.main_metric}: must be one of metrics: {', '.join(self.metrics)}")
         return self
 
     @property

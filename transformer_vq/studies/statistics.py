@@ -1,4 +1,4 @@
-"""Statistics over seeds: intervals, paired differences, Holm, equivalence, power. Everything from scipy and statsmodels.
+"""Statistics over seeds: intervals, paired differences, Holm, equivalence, power; from scipy and statsmodels.
 
 Runs of two arms with the same seed see the same batches in the same order, so differences are taken within a seed; the
 spread between seeds that both arms share drops out. Intervals are 95 % and uncorrected; p-values of exploratory

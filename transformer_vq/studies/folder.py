@@ -1,0 +1,110 @@
+"""A study's folder: who writes there, and what became of each run.
+
+    study.yaml          the study as it was when its first run started; what must not change is checked against it
+    .lock               held while `study run` works here
+    RUN/status.json     how a run ended, and where and when it ran
+    RUN/log.txt         what it printed
+
+Everything is written to a temporary name and renamed, so that a kill leaves the old text or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from transformer_vq.config import ConfigError, save_config
+from transformer_vq.config.load import difference, read_yaml
+from transformer_vq.config.study import StudyConfig
+
+FIXED = ("base", "design", "baseline", "primary", "split", "equivalence")  # once the first run has started
+RESULTS = ("done", "diverged")  # anything else is tried again
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a kill in between leaves the old one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextmanager
+def lock(path: Path, patience: float = 0.0) -> Iterator[IO[str]]:
+    """Hold `path` against other processes, waiting for up to `patience` seconds.  Raises BlockingIOError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.1)
+        yield file
+
+
+@contextmanager
+def study_folder(study: StudyConfig) -> Iterator[Path]:
+    """The study's folder, held by this process alone.
+
+    Raises ConfigError when another process runs a study there, when another study lives there, or when what was fixed
+    before the first run (the primary comparison above all) has been changed since.
+    """
+    folder = Path(study.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir = {folder}: is a file; a folder is needed")
+    if (folder / "config.yaml").is_file():
+        raise ConfigError(f"run_dir = {folder}: is the folder of a run; a study needs one of its own")
+    try:
+        with lock(folder / ".lock") as held:
+            check_identity(study, folder)
+            held.truncate(0)
+            held.write(f"{os.getpid()} on {os.uname().nodename}")
+            held.flush()
+            save_config(study, folder / "study.yaml.new")
+            (folder / "study.yaml.new").replace(folder / "study.yaml")
+            yield folder
+    except BlockingIOError:
+        holder = (folder / ".lock").read_text() or "another process"
+        raise ConfigError(f"run_dir = {folder}: a study is being run there, by process {holder}") from None
+
+
+def check_identity(study: StudyConfig, folder: Path) -> None:
+    """Raises ConfigError when `folder` holds another study, or this one with another primary comparison."""
+    if not (folder / "study.yaml").is_file():
+        return
+    old, new = _identity(read_yaml(folder / "study.yaml")), _identity(study.model_dump(mode="json"))
+    changed = difference(old, new)
+    if changed:
+        raise ConfigError(
+            f"run_dir = {folder}: holds another study, or this one before a change of what is fixed when the first run "
+            f"starts ({'; '.join(changed)}); choose another run_dir"
+        )
+
+
+def _identity(tree: Mapping[str, Any]) -> dict[str, Any]:
+    factors = {key: "varied" for key in (*tree["factors"], *(["variant"] if tree["variants"] else []))}
+    return {**{key: tree[key] for key in FIXED}, "factors": factors}
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """How the run in `folder` stands; `{"state": "waiting"}` where nothing is known."""
+    try:
+        status: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    except FileNotFoundError:
+        return {"state": "done" if (folder / "summary.json").is_file() else "waiting"}
+    return status
+
+
+def write_status(folder: Path, **changes: Any) -> None:
+    """Change entries of a run's status."""
+    known = read_status(folder) if (folder / "status.json").is_file() else {}
+    write_text(folder / "status.json", json.dumps({**known, **changes}, indent=1, default=str))

@@ -1,0 +1,185 @@
+"""From a study's YAML to its runs: every setting resolved and validated, every run named by its content.
+
+Two arms whose configurations come out the same share one run folder, and no configuration is run twice. Where a study
+tunes, the runs of the comparison are known only once the tuning runs are there.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformer_vq.config import ConfigError, Settings, load_config, validate
+from transformer_vq.config.load import find_config, read_yaml, set_key
+from transformer_vq.config.study import StudyConfig
+from transformer_vq.studies.design import Arm, Design, grid_size, label, make_design, short_names
+from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, steps_for_tokens
+
+MANY = 1000  # more runs than this want to be asked for
+Stage = Literal["tune", "final"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: an arm with a seed, and in a tuning study the values that are tried or were chosen."""
+
+    arm: str
+    seed: int
+    stage: Stage
+    tuned: dict[str, Any]
+    settings: Settings
+    digest: str
+    folder: Path
+    command: str
+    """What does the same by hand."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that is ready to run."""
+
+    name: str
+    settings: StudyConfig
+    kind: Kind
+    design: Design
+    tree: dict[str, Any] = field(repr=False)
+    """The base config with the study's overrides."""
+    grids: dict[str, list[dict[str, Any]]] = field(repr=False)
+    """By arm: the values of `tune` that are tried; keys that its configuration lacks are left out."""
+    steps: dict[str, int] = field(repr=False)
+    """By arm: `train.steps` within the budget; empty without one."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the study writes."""
+        return Path(self.settings.run_dir)
+
+    def tuning_runs(self) -> list[Run]:
+        """All runs of the tuning stage; none where nothing is tuned."""
+        if not self.settings.tune:
+            return []
+        chosen = [(arm, tuned) for arm in self.design.arms for tuned in self.grids[arm.name]]
+        return self._runs(chosen, self.settings.tune_seeds, "tune")
+
+    def final_runs(self, chosen: Mapping[str, dict[str, Any] | None]) -> list[Run]:
+        """The runs that are compared; `chosen` gives the tuned values by arm, None where tuning has found none."""
+        arms = [(arm, chosen[arm.name] if self.settings.tune else {}) for arm in self.design.arms]
+        return self._runs([(arm, tuned) for arm, tuned in arms if tuned is not None], self.settings.seeds, "final")
+
+    def size(self) -> int:
+        """Runs of both stages, at most: some may share a configuration."""
+        tuning = sum(map(len, self.grids.values())) * len(self.settings.tune_seeds) if self.settings.tune else 0
+        return tuning + len(self.design.arms) * len(self.settings.seeds)
+
+    def _runs(self, chosen: Iterable[tuple[Arm, dict[str, Any]]], seeds: Sequence[int], stage: Stage) -> list[Run]:
+        """Seed by seed, so that a study that is cut short has the same seeds of every arm."""
+        prepared = []
+        for arm, tuned in chosen:
+            changes = {**self.settings.overrides, **arm.settings, **tuned}
+            if arm.name in self.steps:
+                changes["train.steps"] = self.steps[arm.name]
+            prepared.append((arm, tuned, changes, _settle(self.tree, changes, self.kind)))
+        return [
+            self._run(arm, seed, stage, tuned, changes, settings)
+            for seed in seeds
+            for arm, tuned, changes, settings in prepared
+        ]
+
+    def _run(
+        self, arm: Arm, seed: int, stage: Stage, tuned: dict[str, Any], changes: dict[str, Any], settings: Settings
+    ) -> Run:
+        settings = settings.model_copy(update={"seed": seed})
+        content = digest(settings)
+        known = sorted(self.folder.glob(f"*-{content}"))
+        words = [arm.name, *(f"{name}={label(tuned[key])}" for key, name in short_names(tuned).items()), f"seed{seed}"]
+        slug = re.sub(r"[^\w.=]+", "-", " ".join(words)).strip("-")[:80]
+        folder = known[0] if known else self.folder / f"{slug}-{content}"
+        settings = settings.model_copy(update={"run_dir": str(folder)})
+        changes = {**changes, "seed": seed, "run_dir": str(folder)}
+        overrides = " ".join(shlex.quote(f"{key}={_written(value)}") for key, value in changes.items())
+        command = f"transformer-vq {self.kind.command} {shlex.quote(self.settings.base)} {overrides}"
+        return Run(arm.name, seed, stage, tuned, settings, content, folder, command)
+
+
+def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = False) -> Study:
+    """Read and check a whole study: every arm's configuration is validated before anything runs.
+
+    `many` allows more than 1,000 runs.  Raises ConfigError with one line for the first thing that is wrong.
+    """
+    settings = load_config(source, overrides, StudyConfig)
+    draws = grid_size(settings) if settings.design == "grid" else 0
+    _few_enough(draws * len(settings.seeds), many)
+    tree = read_yaml(find_config(settings.base))
+    kind = kind_of(tree, settings.base)
+    base = _settle(tree, settings.overrides, kind)
+    layers = base.model.layers if hasattr(base, "model") else None
+    design = make_design(settings, layers)
+    grids = {arm.name: _tuning_grid(settings, arm, tree, kind) for arm in design.arms}
+    for key in settings.tune:
+        if not any(key in tuned for grid in grids.values() for tuned in grid):
+            raise ConfigError(f"tune.{key}: no such key in any arm")
+    steps = _steps(settings, design, tree, kind)
+    study = Study(Path(source).stem, settings, kind, design, tree, grids, steps)
+    _few_enough(study.size(), many)
+    study.final_runs({arm.name: {} for arm in design.arms})
+    study.tuning_runs()
+    return study
+
+
+def _few_enough(runs: int, many: bool) -> None:
+    if runs > MANY and not many:
+        raise ConfigError(
+            f"factors: {runs:,} runs, more than {MANY:,}; say --yes, or draw some: design: {{kind: random}}"
+        )
+
+
+def _settle(tree: Mapping[str, Any], changes: Mapping[str, Any], kind: Kind) -> Settings:
+    """The validated settings of a run: the base's tree with dotted keys set."""
+    settled = copy.deepcopy(dict(tree))
+    for key, value in changes.items():
+        set_key(settled, key, copy.deepcopy(value))
+    return validate(settled, kind.settings_class())
+
+
+def _tuning_grid(study: StudyConfig, arm: Arm, tree: Mapping[str, Any], kind: Kind) -> list[dict[str, Any]]:
+    """Every combination of tuned values whose keys this arm's configuration has: `none` has no commitment weight."""
+    keys = []
+    for key, values in study.tune.items():
+        if key in study.factors:
+            raise ConfigError(f"tune.{key}: is a factor already; a key is varied or tuned")
+        try:
+            for value in values:
+                _settle(tree, {**study.overrides, **arm.settings, key: value}, kind)
+            keys.append(key)
+        except ConfigError as error:
+            if not str(error).startswith(f"{key}: no such key"):
+                raise
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(study.tune[key] for key in keys))]
+
+
+def _steps(study: StudyConfig, design: Design, tree: Mapping[str, Any], kind: Kind) -> dict[str, int]:
+    """`train.steps` of each arm within the budget."""
+    if study.budget is None:
+        return {}
+    settings = {arm.name: _settle(tree, {**study.overrides, **arm.settings}, kind) for arm in design.arms}
+    if study.budget.tokens is not None:
+        return {name: steps_for_tokens(s, study.budget.tokens) for name, s in settings.items()}
+    target = study.budget.flops
+    if target == "baseline":
+        name = next(iter(design.references.values()), design.arms[0].name)
+        target = flops_per_step(settings[name]) * settings[name].train.steps  # type: ignore[attr-defined]
+    assert isinstance(target, float)
+    return {name: max(1, math.floor(target / flops_per_step(s))) for name, s in settings.items()}
+
+
+def _written(value: Any) -> str:
+    """A value as an override on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
