@@ -16,7 +16,6 @@ from transformer_vq.ops.numerics import full_precision, largest_entry, wide_dtyp
 CHUNK = 4096  # keys whose S distances are alive at once
 
 
-@torch.no_grad()
 def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
     """Index of the codebook row closest to each key; the first of equals  [van den Oord 1711.00937].
 
@@ -25,11 +24,18 @@ def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tens
     Only `CHUNK` keys see their S distances at a time; a (T, S) matrix never exists.
     Raises ValueError when heads or widths differ, or for another metric.
     """
-    B, H, T, K = k.shape
+    _, H, _, K = k.shape
     if codebook.dim() != 3 or codebook.shape[::2] != (H, K):
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}; keys {tuple(k.shape)} need ({H}, S, {K})")
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f"metric {metric!r}: must be euclidean or cosine")
+    return _nearest_code(k.detach(), codebook.detach(), metric)
+
+
+@torch.library.custom_op("transformer_vq::nearest_code", mutates_args=())
+def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """Opaque to the compiler, which would unroll the loops and could not hold the precision."""
+    B, H, T, _ = k.shape
     wide = wide_dtype(k, codebook)
     codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
     with full_precision(k.device):
@@ -47,15 +53,20 @@ def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tens
     return codes
 
 
+@_nearest_code.register_fake
+def _(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    return k.new_empty(k.shape[:3], dtype=torch.int64)
+
+
 def lookup(codebook: Tensor, codes: Tensor) -> Tensor:
-    """k̂_t = c_{z_t}: codebook (H, S, K), codes (B, H, T) -> (B, H, T, K) in the codebook's dtype, bit for bit its rows."""
+    """k̂_t = c_{z_t}, bit for bit: codebook (H, S, K), codes (B, H, T) -> (B, H, T, K) in the codebook's dtype."""
     H, S, K = codebook.shape
     first = torch.arange(H, device=codes.device)[:, None] * S
     return F.embedding(codes + first, codebook.reshape(H * S, K))
 
 
 def _scaled(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """(S, K) divided by a power of two near its largest entry, so that squares neither overflow nor vanish; the power."""
+    """(S, K) divided by a power of two near its largest entry, so that squares keep their digits; and the power."""
     bound = math.frexp(torch.finfo(codebook.dtype).max)[1] - 2
     exponent = torch.frexp(codebook.abs().amax()).exponent.clamp(-bound, bound)
     scale = torch.exp2(exponent.to(codebook.dtype))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,11 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products inside keep every digit of their inputs: neither autocast nor TF32 nor bf16 passes of fp32."""
-    precision = torch.get_float32_matmul_precision()
+    """Matrix products inside keep every digit of their inputs: neither autocast nor TF32 nor bf16 passes of fp32.
+
+    Code that is being compiled cannot change the setting, only autocast; what must not lose digits is a custom op.
+    """
+    precision = "highest" if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")
     try:
@@ -45,27 +49,42 @@ def largest_entry(x: Tensor) -> Tensor:
     return torch.maximum(high, -low)
 
 
-def unit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Direction and length of each row, in a form that neither overflows nor underflows.
+class Direction(NamedTuple):
+    """Rows as direction and length, in a form that neither overflows nor underflows: row = size · length · unit."""
 
-    (..., K) -> (direction (..., K), size (..., 1), length (..., 1)) with row = size · length · direction, ‖direction‖ = 1
-    and 1 ≤ length ≤ √K: the row is divided by its largest entry, `size`, before squaring. A zero row has
-    direction, size and length 0; a row with inf or NaN has NaN somewhere in its direction.
-    """
+    unit: Tensor
+    """(..., K), of length 1; zero where not ok."""
+    size: Tensor
+    """(..., 1), the largest entry: rows are divided by it before anything is squared."""
+    length: Tensor
+    """(..., 1), between 1 and √K where ok."""
+    ok: Tensor
+    """(..., 1) bool: finite and not zero."""
+
+
+def direction(x: Tensor) -> Direction:
+    """Direction and length of each row, (..., K)."""
     size = largest_entry(x)
-    scaled = x / torch.where(size > 0, size, 1.0)
+    ok = (size > 0) & size.isfinite()
+    scaled = torch.where(ok, x, 0.0) / torch.where(ok, size, 1.0)
     length = scaled.norm(dim=-1, keepdim=True)
-    return scaled / torch.where(length > 0, length, 1.0), size, length
+    return Direction(scaled / torch.where(ok, length, 1.0), size, length, ok)
+
+
+def length_ratio(numerator: Direction, denominator: Direction) -> Tensor:
+    """‖a‖/‖b‖ of each row (..., 1), cut at the largest number of its type; 1 where a row is zero or not finite."""
+    ok = numerator.ok & denominator.ok
+    sizes = numerator.size / torch.where(ok, denominator.size, 1.0)
+    lengths = numerator.length / torch.where(ok, denominator.length, 1.0)
+    return torch.where(ok, (sizes * lengths).clamp_max(torch.finfo(sizes.dtype).max), 1.0)
 
 
 def multiply_within(factor: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """factor · x in `dtype`, with the factor of a row lowered where the product would not be finite there.
+    """factor · x in `dtype`, the factor of a row lowered where the product would not be finite there.
 
-    factor (..., 1) >= 0, x (..., K) wide and finite -> (..., K).
+    factor (..., 1) >= 0, inf allowed; x (..., K) wide and finite -> (..., K).
     """
-    room = (
-        torch.finfo(dtype).max
-        * (1 - torch.finfo(x.dtype).eps * 2)
-        / largest_entry(x).clamp_min(torch.finfo(x.dtype).tiny)
-    )
-    return (torch.minimum(factor, room) * x).to(dtype)
+    wide = torch.finfo(x.dtype)
+    largest = torch.finfo(dtype).max * (1 - 4 * wide.eps)  # room for the rounding of the product
+    room = largest / largest_entry(x).clamp_min(wide.tiny)
+    return (torch.minimum(factor, room.clamp_max(wide.max)) * x).to(dtype)

@@ -1,6 +1,7 @@
 """How a gradient passes a quantized key: every estimator is one function of (k, q, what else it names) -> k̂.
 
-A function's parameters say what it needs: `k`, `q`, and any of `codebook`, `codes`, `generator`, `temperature`.
+A function's parameters say what it needs: `k`, `q`, and any of `codebook`, `codes`, `generator`,
+`temperature`, `alpha`.
 To add one: write the function, add its name to the dict below (or name it `module:function` in a config).
 """
 
@@ -13,7 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformer_vq.ops.estimators.rows import rotation, ste
+from transformer_vq.ops.estimators.error import diveq, diveq_noise, nsvq, sf_diveq
+from transformer_vq.ops.estimators.rows import (
+    random_rotation,
+    reflection,
+    rotation,
+    rotation_centred,
+    rotation_tangent,
+    rotation_unscaled,
+    scale,
+    ste,
+)
+from transformer_vq.ops.estimators.soft import gumbel, ibq, reinmax
+from transformer_vq.ops.estimators.twice import exact, hessian
 from transformer_vq.ops.resolve import resolve
 
 Estimator = Callable[..., Tensor]
@@ -21,19 +34,52 @@ Estimator = Callable[..., Tensor]
 ESTIMATORS: dict[str, Estimator] = {
     "ste": ste,
     "rotation": rotation,
+    "rotation_unscaled": rotation_unscaled,
+    "rotation_tangent": rotation_tangent,
+    "rotation_centred": rotation_centred,
+    "scale": scale,
+    "reflection": reflection,
+    "random_rotation": random_rotation,
+    "diveq": diveq,
+    "gumbel": gumbel,
+    "reinmax": reinmax,
+    "ibq": ibq,
 }
+"""Forward bitwise a code: attention may use them."""
+
+IMAGE_ESTIMATORS: dict[str, Estimator] = {"nsvq": nsvq, "diveq_noise": diveq_noise, "sf_diveq": sf_diveq}
+"""Forward off the codebook in training: for decoders that take any vector. Use q itself in evaluation."""
+
+LOSS_ESTIMATORS: dict[str, Estimator] = {"exact": exact, "hessian": hessian}
+"""Functions of (k, q, loss) that run the decoder twice."""
+
+_OFF = "its value is off the codebook in training, and a key in the cache is known by its code alone"
+_TWICE = "it runs the decoder a second time, which only the image models have"
+IMAGE_ONLY: dict[str, str] = dict.fromkeys(IMAGE_ESTIMATORS, _OFF) | dict.fromkeys(LOSS_ESTIMATORS, _TWICE)
+"""Names that are refused on keys, and why."""
 
 
 def names() -> list[str]:
-    """Every registered estimator."""
+    """Every registered estimator that keys may use."""
     return list(ESTIMATORS)
 
 
 def register(name: str, estimator: Estimator) -> None:
     """Add an estimator under a new name.  Raises ValueError when the name is taken."""
-    if name in ESTIMATORS:
+    if name in ESTIMATORS or name in IMAGE_ONLY:
         raise ValueError(f"estimator {name!r}: the name is taken")
     ESTIMATORS[name] = estimator
+
+
+def check(name: str, on_keys: bool = True) -> None:
+    """Raises ValueError unless `name` is an estimator: one of the tables or `module:function`, and fit for keys."""
+    if name in IMAGE_ONLY:
+        if on_keys:
+            raise ValueError(
+                f"estimator {name}: for images only; {IMAGE_ONLY[name]}. Keys may use {', '.join(names())}"
+            )
+        return
+    resolve(name, ESTIMATORS, "estimator")
 
 
 def apply(
@@ -44,20 +90,30 @@ def apply(
     codes: Tensor | None = None,
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
+    alpha: float = 1.0,
 ) -> Tensor:
     """k̂ of the named estimator: forward bitwise q, gradient of the keys (and of q or the codebook) by its rule.
 
-    k, q (..., K), q the codebook row of each key; codebook (H, S, K) and codes (B, H, T) where the estimator uses them.
-    name: one of `names()` or `module:function`.
+    k, q (..., K), q the codebook row of each key; codebook (H, S, K) and codes (B, H, T) where the estimator uses them;
+    temperature is that of the softmax family, alpha that of `diveq`.
+    name: a key of `ESTIMATORS` or `IMAGE_ESTIMATORS` (whose forward is not q), or `module:function`.
     Raises ValueError for an unknown name, unequal shapes, or a missing argument that the estimator needs.
     """
-    estimator = resolve(name, ESTIMATORS, "estimator")
+    if name in LOSS_ESTIMATORS:
+        raise ValueError(f"estimator {name}: {IMAGE_ONLY[name]}; call estimators.{name}(k, q, loss)")
+    estimator = resolve(name, ESTIMATORS | IMAGE_ESTIMATORS, "estimator")
     if k.shape != q.shape:
         raise ValueError(f"estimator {name}: k {tuple(k.shape)} and q {tuple(q.shape)} must have one shape")
-    offered = {"codebook": codebook, "codes": codes, "generator": generator, "temperature": temperature}
+    offered = {
+        "codebook": codebook,
+        "codes": codes,
+        "generator": generator,
+        "temperature": temperature,
+        "alpha": alpha,
+    }
     chosen: dict[str, Any] = {}
     for parameter in list(inspect.signature(estimator).parameters.values())[2:]:
-        chosen[parameter.name] = offered.get(parameter.name)
+        chosen[parameter.name] = offered.get(parameter.name, parameter.default)
         if chosen[parameter.name] is None and parameter.default is parameter.empty:
             raise ValueError(f"estimator {name}: needs {parameter.name}")
     return estimator(k, q, **chosen)

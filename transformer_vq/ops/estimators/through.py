@@ -5,43 +5,101 @@
 Written as that sum, −0.0 becomes 0.0 and the value overflows with G k; computing G k as the output misses q in most
 entries (rotation in fp32 at K = 128 hits q in 7 % of them). An autograd function that returns q is the exact form.
 
-Axes:  … any leading axes  K key width. Each row (K numbers) has its own G, applied through inner products, never K×K.
+Axes:  … any leading axes  T the last of them  K key width. Each row (K numbers) has its own G, applied through inner
+products, never as a K×K matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from transformer_vq.ops.numerics import wide_dtype
+from transformer_vq.ops.numerics import largest_entry, multiply_within, wide_dtype
 
-Transpose = Callable[..., tuple[Tensor, Tensor | None]]
-"""(k, q, g, dtype, *extra), wide and detached -> gradients of k (Gᵀg, in dtype) and of q (None: a constant)."""
+CHUNK = 2048  # rows whose geometry is alive at once on a CPU: temporaries then stay in its cache
+
+
+class Pulled(NamedTuple):
+    """Gᵀg, taken apart so that it can be kept finite: factor · pulled where ok, g elsewhere."""
+
+    pulled: Tensor
+    """(..., K)."""
+    factor: Tensor
+    """(..., 1), not negative."""
+    ok: Tensor
+    """(..., 1) bool: G exists; elsewhere G = I."""
+    to_q: Tensor | None = None
+    """(..., K): the gradient of q, where q is not a constant."""
+
+
+Transpose = Callable[..., Pulled]
+"""(k, q, g, *extra), all fp32 or wider and detached, g of largest entry 1 -> Gᵀg. A function at module level."""
 
 
 class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(k: Tensor, q: Tensor, transpose: Transpose, *extra: Any) -> Tensor:
+    def forward(k: Tensor, q: Tensor, transpose: Transpose | None, *extra: Tensor | float) -> Tensor:
         return q.view_as(q)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         k, q, ctx.transpose, *extra = inputs
-        ctx.save_for_backward(k, q, *extra)
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in extra]
+        ctx.dtypes = (k.dtype, q.dtype)
+        if ctx.transpose is not None:
+            ctx.save_for_backward(k, q, *(x for x in extra if isinstance(x, Tensor)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (g,) = grads
-        k, q, *extra = (t.detach() for t in ctx.saved_tensors)  # G is a constant, also to a second derivative
-        wide = wide_dtype(k, q, g)
-        with torch.autocast(g.device.type, enabled=False):  # the geometry is fp32 or wider
-            grad_k, grad_q = ctx.transpose(k.to(wide), q.to(wide), g.to(wide), k.dtype, *extra)
-        return (grad_k.to(k.dtype), None if grad_q is None else grad_q.to(q.dtype), None, *(None for _ in extra))
+        rest = (None,) * (len(ctx.numbers) + 1)
+        if ctx.transpose is None:
+            return (grads[0].to(ctx.dtypes[0]), None, *rest)
+        k, q, *tensors = (t.detach() for t in ctx.saved_tensors)  # G is a constant, also to a second derivative
+        following = iter(tensors)
+        extra = [next(following) if x is None else x for x in ctx.numbers]
+        with torch.autocast(k.device.type, enabled=False):  # the geometry is fp32 or wider
+            grad_k, grad_q = _by_chunks(k, q, grads[0], ctx.transpose, extra)
+        return (grad_k, grad_q if ctx.needs_input_grad[1] else None, *rest)
 
 
-def through(k: Tensor, q: Tensor, transpose: Transpose, *extra: Tensor) -> Tensor:
-    """k, q (..., K) -> k̂ (..., K), bitwise q. `transpose` must be a function at module level; `extra` tensors are saved."""
+def through(k: Tensor, q: Tensor, transpose: Transpose | None, *extra: Tensor | float) -> Tensor:
+    """k, q (..., K) -> k̂ (..., K), bitwise q; the gradient of k by `transpose`, None meaning G = I.
+
+    `extra` goes to `transpose` after g: numbers, or tensors that broadcast against k and have its number of axes.
+    """
     return _Through.apply(k, q, transpose, *extra)
+
+
+def _by_chunks(
+    k: Tensor, q: Tensor, g: Tensor, transpose: Transpose, extra: list[Tensor | float]
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of k and q, chunk by chunk along T on a CPU, at once elsewhere and in compiled code."""
+    T = k.shape[-2] if k.dim() > 1 else 1
+    rows = k.numel() // (k.shape[-1] or 1)
+    if rows <= CHUNK or T == 1 or k.device.type != "cpu" or torch.compiler.is_compiling():
+        return _pull(k, q, g, transpose, extra)
+    step = max(1, CHUNK * T // rows)
+    grad_k, grad_q = torch.empty_like(k), None
+    for start in range(0, T, step):
+        part = (..., slice(start, start + step), slice(None))
+        cut = [x[part] if isinstance(x, Tensor) and x.shape[-2] == T else x for x in extra]
+        grad_k[part], to_q = _pull(k[part], q[part], g[part], transpose, cut)
+        if to_q is not None:
+            grad_q = torch.empty_like(q) if grad_q is None else grad_q
+            grad_q[part] = to_q
+    return grad_k, grad_q
+
+
+def _pull(
+    k: Tensor, q: Tensor, g: Tensor, transpose: Transpose, extra: list[Tensor | float]
+) -> tuple[Tensor, Tensor | None]:
+    """Gᵀg in k's dtype, finite wherever g is, and the gradient of q or None."""
+    wide = wide_dtype(k, q, g)
+    g = g.to(wide)
+    size = largest_entry(g).clamp_min(torch.finfo(wide).tiny)
+    pulled, factor, ok, to_q = transpose(k.to(wide), q.to(wide), g / size, *extra)
+    grad_k = torch.where(ok, multiply_within(size * factor, pulled, k.dtype), g.to(k.dtype))
+    return grad_k, None if to_q is None else multiply_within(size, to_q, q.dtype)
