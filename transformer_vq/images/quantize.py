@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transformer_vq.config.images import IMAGE_ESTIMATORS, ImagesConfig
-from transformer_vq.images.estimators import VALUES, sf_diveq
+from transformer_vq.config.images import IMAGE_ESTIMATORS, OFF_CODEBOOK, ImagesConfig
 from transformer_vq.ops import estimators
 from transformer_vq.ops.nearest import lookup
-from transformer_vq.quantizers import Quantizer, build_quantizer
+from transformer_vq.quantizers import Quantized, Quantizer, build_quantizer
+from transformer_vq.quantizers.seeds import seeded
 
 
 class Stage(NamedTuple):
-    """What one codebook did: keys (1, H, N, K), codes (1, H, N), rows (1, H, N, K), detached."""
+    """What one codebook did with its keys (1, H, N, K): codes (1, H, N), rows (1, H, N, K), losses."""
 
     k: Tensor
-    codes: Tensor
-    nearest: Tensor
+    result: Quantized
 
 
 class Latents(NamedTuple):
@@ -54,7 +53,8 @@ class LatentQuantizer(nn.Module):
     def __init__(self, config: ImagesConfig, seed: int) -> None:
         super().__init__()
         settings = config.quantizer
-        self.parts = config.product
+        self.parts, self.seed = config.product, seed
+        self.step, self.noise = 0, cast(torch.Generator | None, None)
         self.estimator = getattr(settings, "estimator", "ste")
         self.cosine = getattr(settings, "lookup", "euclidean") == "cosine"
         if self.estimator in IMAGE_ESTIMATORS:  # the module finds the codes and owns the codebook; the value is ours
@@ -79,21 +79,20 @@ class LatentQuantizer(nn.Module):
         k = self._rows(z)
         if self.cosine:
             k = F.normalize(k, dim=-1)
-        rest, stages, losses, metrics = k, [], [], {}
-        for i, stage in enumerate(self.quantizers):
-            out = stage(rest)
-            losses.append(out.loss)
-            metrics.update({f"layer{i}/{name}": value for name, value in out.metrics.items()})
-            nearest = out.quantized.detach()
-            stages.append(Stage(rest.detach(), out.codes, nearest))
-            rest = rest - nearest
+        rest, stages = k, []
+        for quantizer in self.quantizers:
+            stages.append(Stage(rest, quantizer(rest)))
+            rest = rest - stages[-1].result.quantized.detach()
         if len(self.stages) > 1:
-            quantized = self._estimate_sum(k, stages)
-        elif self.training and not self.warming_up and self.estimator in IMAGE_ESTIMATORS:
-            quantized = self._off_codebook(k, stages[0])
+            quantized = self._estimate(
+                k, [(q.codebook, s.result.codes) for q, s in zip(self.quantizers, stages, strict=True)]
+            )
+        elif self.training and not self.warming_up and self.estimator in OFF_CODEBOOK:
+            quantized = self._estimate(k, [(self.quantizers[0].codebook, stages[0].result.codes)])
         else:
-            quantized = out.quantized
-        loss = torch.stack(losses).sum()
+            quantized = stages[0].result.quantized
+        loss = torch.stack([stage.result.loss for stage in stages]).sum()
+        metrics = {f"layer{i}/{name}": x for i, s in enumerate(stages) for name, x in s.result.metrics.items()}
         return Latents(self._grid(k, z), self._grid(quantized, z), self._codes(stages, z), loss, stages, metrics)
 
     def rows_of(self, codes: Tensor) -> Tensor:
@@ -107,19 +106,24 @@ class LatentQuantizer(nn.Module):
         rows = [lookup(stage.codebook, codes[:, i].flatten(2)) for i, stage in enumerate(self.quantizers)]
         return torch.stack(rows).sum(0).transpose(2, 3).reshape(B, -1, h, w)
 
-    def _estimate_sum(self, k: Tensor, stages: list[Stage]) -> Tensor:
-        """k̂ whose value is the sum of the stages' rows. The rows carry the codebooks' gradient where they have one."""
-        rows = [lookup(q.codebook.to(k.dtype), s.codes) for q, s in zip(self.quantizers, stages, strict=True)]
-        return estimators.apply(self.estimator, k, torch.stack(rows).sum(0))
+    def set_step(self, step: int) -> None:
+        """Tell the stages the optimizer step; the noise of this step depends on seed and step."""
+        self.noise = None
+        self.step = step
+        for stage in self.quantizers:
+            stage.set_step(step)
 
-    def _off_codebook(self, k: Tensor, stage: Stage) -> Tensor:
-        """The image-only estimators; `exact` and `hessian` are the model's business and need the bare row here."""
-        codebook = self.quantizers[0].codebook
-        if self.estimator == "sf_diveq":
-            return sf_diveq(k, codebook)[0]
-        if self.estimator in VALUES:
-            return VALUES[self.estimator](k, lookup(codebook.to(k.dtype), stage.codes))
-        return stage.nearest
+    def _estimate(self, k: Tensor, chosen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """k̂ of k (1, H, N, K) and the sum of the rows that codebooks (H, S, K) and codes (1, H, N) name.
+
+        The rows carry the gradient of a codebook that has one.
+        """
+        if self.noise is None:
+            self.noise = seeded(self.seed, self.step, "image estimator", device=k.device)
+        books = [book.to(k.dtype) for book, _ in chosen]
+        q = torch.stack([lookup(book, codes) for book, (_, codes) in zip(books, chosen, strict=True)]).sum(0)
+        codebook, codes = (books[0], chosen[0][1]) if len(chosen) == 1 else (None, None)
+        return estimators.apply(self.estimator, k, q, codebook, codes, self.noise)
 
     def _rows(self, z: Tensor) -> Tensor:
         """(B, H·K, h, w) -> (1, H, N, K)."""
@@ -132,7 +136,7 @@ class LatentQuantizer(nn.Module):
 
     def _codes(self, stages: list[Stage], like: Tensor) -> Tensor:
         """-> (B, R, H, h, w); without a codebook (B, R, H, 0, 0)."""
-        codes = torch.stack([s.codes[0] for s in stages])  # (R, H, N)
+        codes = torch.stack([s.result.codes[0] for s in stages])  # (R, H, N)
         B, _, h, w = like.shape
         if not codes.numel():
             return codes.new_empty(B, *codes.shape[:2], 0, 0)

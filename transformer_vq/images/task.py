@@ -1,0 +1,240 @@
+"""The image task: a VQ-VAE, or a VQ-GAN whose discriminator is a second player, for the one training loop.
+
+Loss terms of the autoencoder: `reconstruction`, `quantizers`, and with a VQ-GAN `perceptual` and `generator`.
+
+Axes:   B batch  C channels  h, w height and width
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from transformer_vq.config import ConfigError, load_config
+from transformer_vq.config.images import ImageRunConfig, ImagesConfig, check_grid
+from transformer_vq.config.quantizer import VQConfig
+from transformer_vq.images.adversary import discriminator_term, generator_term
+from transformer_vq.images.batches import image_batch, positions, to_unit
+from transformer_vq.images.distances import Distance, Lpips, Unobtainable, distances
+from transformer_vq.images.metrics import CodeMeter, evaluate_split, reconstruct
+from transformer_vq.images.model import ImageModel
+from transformer_vq.images.networks import PatchDiscriminator
+from transformer_vq.images.plots import write_curves, write_reconstructions, write_usage
+from transformer_vq.images.sources import ImageCorpus, open_corpus
+from transformer_vq.ops import estimators
+from transformer_vq.training import Losses, MicroBatch, Player, Task, train
+from transformer_vq.training.checkpoints import save_json
+from transformer_vq.training.distributed import on_main
+
+AUTOENCODER, DISCRIMINATOR = "model", "discriminator"
+SHOWN = 10  # pictures of the test split in the grid of reconstructions
+
+
+class ImageTask(Task):
+    """Trains an `ImageModel` by an `ImageRunConfig`."""
+
+    unit = "images"
+    primary = "mse"
+
+    def __init__(self, config: ImageRunConfig, device: torch.device) -> None:
+        """Open the pictures and make the networks.  Raises ConfigError when data and config do not fit together."""
+        self.config, self.device = config, device
+        settings = config.images
+        check_estimator(settings)
+        self.corpus: ImageCorpus = open_corpus(config.data)
+        check_fits(config, self.corpus)
+        self.notes = [self.corpus.notice] if self.corpus.notice else []
+        channels = self.corpus.shape.channels
+        self.model = ImageModel(settings, channels, config.seed)
+        starts_late = bool(getattr(settings.quantizer, "start_step", 0))
+        self.players = {AUTOENCODER: Player(self.model, config.train, partly_used=starts_late)}
+        self.discriminator: nn.Module | None = None
+        if settings.gan is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed + 1)
+                self.discriminator = PatchDiscriminator(channels, settings.gan.width, settings.gan.layers)
+            self.players[DISCRIMINATOR] = Player(self.discriminator, config.train)
+        self.perceptual = self._lpips()
+        self.step = 0
+        self.fakes: dict[int, Tensor] = {}  # by micro-batch, from the autoencoder's turn for the discriminator's
+        self.test_codes: CodeMeter | None = None
+
+    def _lpips(self) -> Lpips | None:
+        if not self.config.images.perceptual_weight:
+            return None
+        try:
+            return Lpips().to(self.device)
+        except Unobtainable as reason:
+            self.notes.append(f"no perceptual loss: {reason}")
+            return None
+
+    def describe(self) -> dict[str, str]:
+        """What is about to be trained."""
+        images, shape = self.config.images, self.corpus.shape
+        q = images.quantizer
+        codes = f"{q.size} codes" if q.kind != "none" else "no codes"  # type: ignore[union-attr]
+        copies = "".join(
+            f", {n} {name}" for n, name in ((images.residual, "stages"), (images.product, "parts")) if n > 1
+        )
+        grid = f"{shape.height // images.factor}x{shape.width // images.factor}x{images.code_dim}"
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {
+            "data": self.corpus.describe(),
+            **({"note": "; ".join(self.notes)} if self.notes else {}),
+            "model": f"{'VQ-GAN' if images.gan else 'VQ-VAE'}, grid {grid}, {q.kind} of {codes}{copies}, "
+            f"{parameters:,} parameters",
+        }
+
+    def begin(self, folder: Path) -> None:
+        """Which pictures these were, for whoever reads the numbers later."""
+        corpus = self.corpus
+        about = {
+            "name": corpus.name,
+            "sha256": corpus.sha256,
+            "shape": list(corpus.shape),
+            "splits": {name: len(split) for name, split in corpus.splits.items()},
+            "notes": self.notes,
+        }
+        save_json(about, folder / "data.json")
+
+    def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
+        """Rows of the train split, augmented, uint8 on the device."""
+        data, settings = self.config.data, self.config.train
+        split = self.corpus.splits["train"]
+        raw = image_batch(split, self.config.seed, step, rows, settings.batch_size, data.flip, data.shift)
+        terms = ["reconstruction", "quantizers"]
+        terms += ["perceptual"] if self.perceptual is not None else []
+        terms += ["generator", "discriminator"] if self.discriminator is not None else []
+        return MicroBatch(raw.to(self.device), dict.fromkeys(terms, len(rows)), len(rows), slot)
+
+    def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
+        """The turn of one player on a micro-batch."""
+        pictures = to_unit(batch.inputs).to(self.model.last_layer.dtype)
+        if player == DISCRIMINATOR:
+            return self._discriminate(module, pictures, batch.slot)
+        out = module(pictures)
+        terms = {"reconstruction": out.loss, "quantizers": out.latents.loss}
+        metrics = dict(out.latents.metrics)
+        fidelity = out.loss
+        if self.perceptual is not None:
+            terms["perceptual"] = self.config.images.perceptual_weight * self.perceptual(pictures, out.pictures)
+            fidelity = fidelity + terms["perceptual"]
+        gan = self.config.images.gan
+        if gan is not None and self.discriminator is not None:
+            weight = torch.zeros_like(out.loss)
+            terms["generator"] = weight
+            if self.step >= gan.start:
+                terms["generator"], weight = generator_term(
+                    self.discriminator, out.pictures, fidelity, self.model.last_layer, gan
+                )
+            self.fakes[batch.slot] = out.pictures.detach()
+            metrics["gan_weight"] = weight.detach()
+        return Losses(terms, metrics)
+
+    def _discriminate(self, module: nn.Module, pictures: Tensor, slot: int) -> Losses:
+        gan, fake = self.config.images.gan, self.fakes.pop(slot)
+        assert gan is not None
+        if self.step < gan.start:
+            return Losses({})
+        on_real, on_fake = module(torch.cat([pictures, fake])).chunk(2)  # one call: distributed training counts them
+        right = 0.5 * ((on_real > 0).double().mean() + (on_fake < 0).double().mean())
+        return Losses({"discriminator": discriminator_term(on_real, on_fake, gan.loss)}, {"accuracy": right})
+
+    def set_step(self, step: int) -> None:
+        """Quantizers have schedules, the discriminator a start."""
+        self.step = step
+        self.model.set_step(step)
+
+    def after_update(self, player: str) -> None:
+        """Once per optimizer step, over all micro-batches and processes."""
+        if player == AUTOENCODER:
+            self.model.apply_codebook_statistics()
+
+    def evaluate(self, split: str, final: bool) -> dict[str, Any]:
+        """See metrics.py. Distances that need a network are measured once, on the test split at the end."""
+        settings = self.config.eval
+        also: list[Distance] = []
+        notes: list[str] = []
+        if final and split == "test":
+            also, notes = distances(settings, self.corpus, self.config.data.cache, self.device)
+        limit = None if final else settings.max_images
+        pictures = self.corpus.splits[split]
+        numbers, codes = evaluate_split(self.model, pictures, settings.batch_size, limit, also)
+        if split == "test":
+            self.test_codes = codes
+        return {**numbers, **({"notes": "; ".join(notes)} if notes else {})}
+
+    def identify(self, step: int, rows: range) -> str:
+        """The rows, and which pictures of the train split these are."""
+        n = len(self.corpus.splits["train"])
+        index = positions(n, self.config.seed, step, rows, self.config.train.batch_size)
+        places = ", ".join(str(i) for i in index[:8]) + (", ..." if len(index) > 8 else "")
+        return f"rows {rows.start}-{rows.stop - 1} of step {step}, pictures {places} of {self.corpus.name}"
+
+    def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
+        """Take every tensor whose name and shape are ours; a quantizer of another kind keeps its own."""
+        theirs = load_config(run, [], ImageRunConfig).images.quantizer
+        left_out = "quantizer." if theirs.kind != self.config.images.quantizer.kind else "\0"
+        state = self.model.state_dict()
+        taken = {
+            name: tensor
+            for name, tensor in weights.items()
+            if name in state and state[name].shape == tensor.shape and not name.startswith(left_out)
+        }
+        if not taken:
+            raise ConfigError(f"train.init_from = {run}: no tensor there has the name and shape of one of this model's")
+        self.model.load_state_dict(taken, strict=False)
+        return [f"{len(taken)} tensors are taken", f"{len(state) - len(taken)} start fresh"]
+
+    def finish(self, folder: Path) -> None:
+        """Pictures of the run."""
+        test = self.corpus.splits["test"]
+        real = test.read(np.arange(min(SHOWN, len(test))))
+        fake = reconstruct(self.model, torch.from_numpy(real)).numpy()
+        write_reconstructions(real, fake, folder / "plots" / "reconstructions.png")
+        if self.test_codes is not None and self.test_codes.stages:
+            write_usage(self.test_codes.histograms(), folder / "plots" / "code_usage.png")
+        write_curves(folder)
+
+
+def run(config: ImageRunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train the image model that `config` describes and return its summary; see `train` for the rules and errors."""
+
+    def make(accelerator: Accelerator) -> ImageTask:
+        on_main(accelerator, lambda: open_corpus(config.data) and None)  # a download happens once
+        return ImageTask(config, accelerator.device)
+
+    return train(config, make, resume, overwrite, quiet)
+
+
+def check_estimator(settings: ImagesConfig) -> None:
+    """Raises ConfigError for an estimator that does not exist."""
+    name = getattr(settings.quantizer, "estimator", None)
+    if name is not None:
+        try:
+            estimators.check(name, on_keys=False)
+        except ValueError as error:
+            raise ConfigError(f"images.quantizer.estimator = {name}: {error}") from None
+
+
+def check_fits(config: ImageRunConfig, corpus: ImageCorpus) -> None:
+    """Raises ConfigError when these pictures make no whole grid, or too few cells for the codebook's start."""
+    images, shape = config.images, corpus.shape
+    try:
+        check_grid(images, shape.height, shape.width)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    q = images.quantizer
+    if isinstance(q, VQConfig) and q.init != "normal":
+        pictures = min(len(corpus.splits["train"]), config.train.micro_batch or config.train.batch_size)
+        cells = pictures * (shape.height // images.factor) * (shape.width // images.factor)
+        if cells < q.codes:
+            raise ConfigError(
+                f"images.quantizer.codes = {q.codes}: init: {q.init} takes them from the first batch, whose {pictures} "
+                f"pictures have {cells} grid cells; fewer codes, more pictures, or init: normal"
+            )
