@@ -226,6 +226,12 @@ def test_weights_depend_on_the_seed_alone():
     assert not torch.equal(one["layers.0.q_proj.weight"], one["layers.1.q_proj.weight"])
 
 
+def test_runs_that_differ_in_the_quantizer_start_from_the_same_weights():
+    vq, full = model(), model(quantizer={"kind": "none"})
+    for name, parameter in full.named_parameters():
+        assert torch.equal(vq.get_parameter(name), parameter)
+
+
 def test_weights_start_as_in_the_paper():
     m = TransformerVQ(TransformerVQConfig(**SIZES | {"width": 256, "vocab_size": 500, "absolute_positions": True}))
     assert abs(m.embedding.weight.std() - 1) < 0.02

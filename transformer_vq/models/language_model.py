@@ -166,7 +166,7 @@ class TransformerVQ(nn.Module):
         """Promise that no weight changes inside: what depends on weights alone is computed once, not in every call.
 
         For generation, where a call reads one token and would spend most of its time on the rows of relative positions.
-        The model must be in evaluation mode; the calls inside need `torch.no_grad()` or `torch.inference_mode()`.
+        Calls with gradients are not affected.  Raises RuntimeError unless the model is in evaluation mode.
         """
         if self.training:
             raise RuntimeError("frozen(): call model.eval() first; dropout must not be kept from call to call")

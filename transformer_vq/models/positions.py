@@ -67,19 +67,19 @@ class XLBias(nn.Module):
         self._rows: Tensor | None = None
 
     def rows(self) -> Tensor:
-        """r of every distance: (H, M+1, K)."""
+        """r of every distance: (H, M+1, K).  In training, dropout draws one mask on the sinusoids a call and layer."""
         config, weight = self.config, self.r_proj.weight
         distances = torch.arange(config.window + 1, device=weight.device)
         table = self.dropout(sinusoid(distances, config.width, config.position_base, weight.dtype))
         return self.r_proj(table).unflatten(-1, (config.heads, config.key_dim)).transpose(0, 1) / self.tau
 
     def freeze(self, frozen: bool) -> None:
-        """Keep r between calls, or stop keeping it: see `TransformerVQ.frozen`."""
+        """Keep r for calls without gradients, or stop keeping it: see `TransformerVQ.frozen`."""
         self._rows = self.rows() if frozen else None
 
     def forward(self, q: Tensor) -> Positioned:
         """q (B, H, T, K) -> q + u/τ and a bias (B, H, T, M+1), in q's dtype."""
-        r = self.rows() if self._rows is None else self._rows
+        r = self.rows() if self._rows is None or torch.is_grad_enabled() else self._rows
         u, v = (b.view(self.config.heads, 1, -1) / self.tau for b in (self.u, self.v))
         content, position = (q + u).to(q.dtype), (q + v).to(q.dtype)
         return Positioned(content, bias=position @ r.to(q.dtype).transpose(-1, -2))
