@@ -18,7 +18,7 @@ def resolve(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
     module_name, colon, attribute = name.partition(":")
     if not colon:
         near = get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no {what} {name!r}{hint} There is {', '.join(sorted(table))}, or module:function")
     try:
         module = import_module(module_name)

@@ -1,0 +1,73 @@
+"""The console: parse, call, print. A command is one function in a file of this folder and one name in the table below.
+
+torch is imported inside the commands only, so that `--help` and complaints about input come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+from typer.main import get_command
+
+from transformer_vq.cli.console import Failure, main_process, print_error
+from transformer_vq.cli.data import data
+from transformer_vq.cli.describe import describe
+from transformer_vq.cli.evaluate import eval_
+from transformer_vq.cli.generate import generate
+from transformer_vq.cli.images import decode, encode, images
+from transformer_vq.cli.plot import plot
+from transformer_vq.cli.train import train
+
+app = typer.Typer(
+    name="transformer-vq",
+    help="Language models whose attention keys are vector-quantized, in linear time.",
+    no_args_is_help=True,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": eval_,
+    "generate": generate,
+    "describe": describe,
+    "plot": plot,
+    "data": data,
+    "images": images,
+    "encode": encode,
+    "decode": decode,
+}
+for _name, _function in COMMANDS.items():
+    app.command(_name)(_function)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and leave with its exit code: 0 done, 2 the user's input, 1 anything else.
+
+    Input that is wrong and failures that are expected print one line. Anything unexpected keeps its traceback.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command line `arguments`, those of the process when None."""
+    try:
+        return get_command(app).main(arguments, prog_name="transformer-vq", standalone_mode=False) or 0
+    except typer.Abort:
+        print_error("interrupted")
+        return 1
+    except typer.TyperException as error:  # an unknown option, a missing argument
+        print_error(error.format_message())
+        return error.exit_code
+    except Failure as error:
+        print_error(str(error))
+        return 1
+    except ValueError as error:
+        from transformer_vq.config import ConfigError
+
+        if not isinstance(error, ConfigError):
+            raise
+        if main_process():  # every process of a launcher says the same
+            print_error(str(error))
+        return 2

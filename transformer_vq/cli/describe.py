@@ -1,0 +1,126 @@
+"""`transformer-vq describe CONFIG`: layer by layer what a model uses and costs, without building it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformer_vq.cli.arguments import Config, Json, Overrides
+from transformer_vq.cli.console import console, print_json, print_lines, table
+
+if TYPE_CHECKING:
+    from transformer_vq.config import RunConfig
+
+Layer = Mapping[str, Any]
+
+SHOWN = ("codes", "levels", "bits", "estimator", "lookup", "init", "codebook", "commit", "start_step")
+
+
+def describe(config: Config, overrides: Overrides = None, json: Json = False) -> None:
+    """Show layer by layer what a model uses and costs, without building it."""
+    from transformer_vq.config import RunConfig, load_config
+
+    found = facts(load_config(config, overrides or [], RunConfig))
+    if json:
+        print_json(found)
+        return
+    out = console()
+    out.print(layers_table(found["layers"]))
+    out.print()
+    print_lines(out, summary(found))
+
+
+def facts(settings: RunConfig) -> dict[str, Any]:
+    """What `models.describe` finds at the training length, the backend and why, and the model's settings."""
+    import torch
+
+    from transformer_vq.models.describe import describe as describe_model
+    from transformer_vq.models.names import check_names
+    from transformer_vq.ops.attention import resolve_backend
+
+    model = settings.model
+    check_names(model)
+    if model.vocab_size is None:
+        model = model.model_copy(update={"vocab_size": vocabulary(settings.data.tokenizer)})
+    found = describe_model(model, settings.train.seq_len)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, reason = resolve_backend(model.backend, device, settings.train.seq_len)
+    found["backend"] = {"name": name, "reason": reason, "device": device}
+    found["model"] = model.model_dump(mode="json", exclude={"quantizer", "per_layer"})
+    return found
+
+
+def vocabulary(tokenizer: str) -> int:
+    """Number of tokens that `data.tokenizer` will have; of a BPE the most.  Raises ConfigError."""
+    from transformer_vq.data.tokenizers import make_tokenizer, tokenizer_identity
+
+    tokenizer_identity(tokenizer)
+    return (
+        int(tokenizer.removeprefix("bpe:"))
+        if tokenizer.startswith("bpe:")
+        else make_tokenizer(tokenizer, ()).vocab_size
+    )
+
+
+def layers_table(layers: Sequence[Layer]) -> Any:
+    """One row a run of equal layers; only columns that some layer has."""
+    columns = [name for name in SHOWN if any(_cell(layer, name) != "-" for layer in layers)]
+    out = table("layers", "quantizer", *columns, "parameters", "state", "FLOPs/token")
+    for first, last, layer in runs_of_equals(layers):
+        number = str(first) if first == last else f"{first}-{last}"
+        state = f"{layer['state_numbers']:,}{' and growing' if layer['state_grows'] else ''}"
+        cells = [_cell(layer, name) for name in columns]
+        out.add_row(number, layer["kind"], *cells, f"{layer['parameters']:,}", state, f"{layer['flops_per_token']:,}")
+    return out
+
+
+def runs_of_equals(layers: Sequence[Layer]) -> list[tuple[int, int, Layer]]:
+    """(first, last, layer) for each run of neighbours that differ in nothing but their number."""
+    runs: list[tuple[int, int, Layer]] = []
+    for layer in layers:
+        if runs and {**runs[-1][2], "layer": layer["layer"]} == layer:
+            runs[-1] = (runs[-1][0], layer["layer"], runs[-1][2])
+        else:
+            runs.append((layer["layer"], layer["layer"], layer))
+    return runs
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, str]:
+    """The lines below the table: heading and text."""
+    model, backend = found["model"], found["backend"]
+    cache = "codes beyond it" if model["cache"] else "nothing beyond it"
+    state = f"{found['state_numbers']:,} numbers, {found['state_bytes'] / 2**20:.2f} MiB per stream"
+    if found["state_grows"]:
+        state += f" after {found['length']:,} tokens; it grows with the text, by the layers that keep every key"
+    else:
+        state += ", whatever the length of the text"
+    return {
+        "model": f"{model['block']}, {model['layers']} layers, width {model['width']}, {_heads(model)}",
+        "attention": f"position {model['position']}, window {model['window']}, {cache}",
+        "parameters": f"{found['parameters']:,} ({_embeddings(found)})",
+        "state": state,
+        "FLOPs": f"{found['flops_per_token']:,} per token forward; about three times that in training",
+        "backend": f"{backend['name']} on {backend['device']}: {backend['reason']}",
+    }
+
+
+def _heads(model: Mapping[str, Any]) -> str:
+    heads, kv_heads = model["heads"], model["kv_heads"] or model["heads"]
+    of_keys = "" if heads == kv_heads else f" ({kv_heads} of keys and values)"
+    return f"{heads} head{'s' if heads > 1 else ''}{of_keys}, keys {model['key_dim']}, values {model['value_dim']}"
+
+
+def _embeddings(found: Mapping[str, Any]) -> str:
+    head = f"{found['head_parameters']:,} in the head" if found["head_parameters"] else "head tied to them"
+    return f"{found['embedding_parameters']:,} in the embeddings, {head}"
+
+
+def _cell(layer: Layer, name: str) -> str:
+    value = layer.get(name)
+    if name == "codebook" and value == "ema":
+        return f"ema {layer['ema']:g}"
+    if name == "start_step" and value == 0:
+        return "-"
+    if isinstance(value, list):
+        return "×".join(map(str, value))
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,160 @@
+"""`transformer-vq eval RUN`: bits per byte and codebook health of a trained model on a whole split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from transformer_vq.cli.arguments import Json, Overrides, Run
+from transformer_vq.cli.console import console, number, print_json, progress_bar, table
+from transformer_vq.cli.runs import folder_of, open_run
+
+if TYPE_CHECKING:
+    from transformer_vq.config import RunConfig
+    from transformer_vq.data import TokenFile
+    from transformer_vq.training import LoadedRun
+
+Split = Annotated[Literal["valid", "test", "train"], typer.Option(help="The split to score.")]
+Contexts = Annotated[
+    list[str] | None,
+    typer.Option("--context", metavar="full|W", help="Context, may be given several times; by default the config's."),
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Score only the first of them.")]
+
+SCORES = {
+    "bits_per_byte": "bits per byte",
+    "bits_per_token": "bits per token",
+    "perplexity": "perplexity per token",
+    "word_perplexity": "perplexity per word",
+    "tokens": "tokens",
+    "bytes": "bytes",
+}
+HEALTH = {
+    "usage": "usage",
+    "perplexity": "perplexity",
+    "dead_codes": "unused codes",
+    "norm_ratio": "‖q‖/‖k‖",
+    "cosine": "cosine",
+    "relative_error": "relative error",
+}
+
+
+def eval_(
+    run: Run,
+    overrides: Overrides = None,
+    split: Split = "valid",
+    context: Contexts = None,
+    max_tokens: MaxTokens = None,
+    json: Json = False,
+) -> None:
+    """Score a trained model on a whole split.
+
+    Several contexts stand side by side. Nothing is written.
+
+    Settings that may change are those of data and eval, such as data.source=other.txt.
+    """
+    contexts = [parse_context(text) for text in context or []]
+    loaded = open_run(run)
+
+    from transformer_vq.evaluation import default_context, evaluate
+
+    settings = settings_for(loaded, run, overrides or [])
+    tokens = read_split(settings, split)
+    results = []
+    usual = settings.eval.context or default_context(loaded.model, settings.train.seq_len)
+    for width in contexts or [usual]:
+        with progress_bar(f"{split}, context {width}") as progress:
+            results.append(
+                evaluate(
+                    loaded.model,
+                    tokens,
+                    width,
+                    settings.eval.batch_size,
+                    max_tokens,
+                    reset_documents=settings.data.document_boundaries == "reset",
+                    progress=progress,
+                )
+            )
+    if json:
+        print_json({"run": run, "step": loaded.step, "split": split, "contexts": results})
+        return
+    out = console()
+    out.print(f"{run}, step {loaded.step}, split {split}", soft_wrap=True)
+    out.print()
+    out.print(scores_table(results))
+    if any("/" in key for key in results[0]):
+        out.print()
+        out.print(health_table(results[0]))
+    for note in notes(loaded, results):
+        out.print(f"note: {note}", soft_wrap=True)
+
+
+def parse_context(text: str) -> Any:
+    """`full` or a number.  Raises ConfigError."""
+    from transformer_vq.config import ConfigError
+
+    if text == "full":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--context {text}: must be full, or a number of tokens, at least 1")
+    return int(text)
+
+
+def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunConfig:
+    """The run's settings with `overrides` of data and eval; other text is read with the run's own tokenizer."""
+    from transformer_vq.config import ConfigError, RunConfig, load_config
+
+    for override in overrides:
+        if not override.startswith(("data.", "eval.")) or override.startswith("data.tokenizer"):
+            raise ConfigError(
+                f"{override}: a trained model is scored as it is; only data.source and the like can change"
+            )
+    folder = folder_of(run)
+    settings = load_config(folder, overrides, RunConfig)
+    if settings.data != loaded.config.data and settings.data.tokenizer != "bytes":
+        own = str(folder / "tokenizer.json")
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"tokenizer": own})})
+    return settings
+
+
+def read_split(settings: RunConfig, split: str) -> TokenFile:
+    """The split's tokens, prepared now where they are not in the cache."""
+    from transformer_vq.data import prepare
+
+    with console(to_stderr=True).status("preparing the corpus"):
+        return prepare(settings.data).splits[split]
+
+
+def scores_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a score, one column a context."""
+    out = table("", *(f"context {result['context']}" for result in results))
+    for key, label in SCORES.items():
+        if key in results[0]:
+            out.add_row(label, *(number(result[key]) for result in results))
+    return out
+
+
+def health_table(result: Mapping[str, Any]) -> Table:
+    """One row a layer that quantizes."""
+    out = table("codebook", *HEALTH.values())
+    for layer in sorted({int(match[1]) for key in result if (match := re.match(r"layer(\d+)/", key))}):
+        out.add_row(f"layer {layer}", *(number(result[f"layer{layer}/{name}"]) for name in HEALTH))
+    return out
+
+
+def notes(loaded: LoadedRun, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the table must know."""
+    if not loaded.model.keeps_every_key:
+        return []
+    lines = []
+    if any(result["context"] == "full" for result in results):
+        lines.append("layers with full attention keep every key: memory grew with the split, time with its square")
+    if any(result["context"] != "full" for result in results):
+        lines.append("windows of W tokens overlap by half: a token sees W/2 to W tokens; compare models at the same W")
+    if loaded.config.model.position == "xl":
+        lines.append("the XL bias of full-attention layers is materialised as a mask of length × length")
+    return lines

@@ -1,0 +1,29 @@
+"""`transformer-vq plot RUN`: the pictures of a run, also of one that is still going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from transformer_vq.cli.arguments import Json
+from transformer_vq.cli.console import console, print_json
+
+
+def plot(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], json: Json = False) -> None:
+    """Draw the pictures of a run into its folder plots/."""
+    from transformer_vq.config import ConfigError
+    from transformer_vq.evaluation.plots import write_plots
+
+    if not (run / "metrics.jsonl").is_file():
+        raise ConfigError(f"{run}: no metrics.jsonl in there, not a run that has begun")
+    written = write_plots(run)
+    if json:
+        print_json({"plots": [str(path) for path in written]})
+        return
+    out = console()
+    for path in written:
+        out.print(str(path), soft_wrap=True)
+    if not written:
+        out.print("nothing to draw yet: no record has numbers")

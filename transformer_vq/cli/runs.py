@@ -1,0 +1,37 @@
+"""Opening a trained run by its name on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformer_vq.cli.console import Failure
+
+if TYPE_CHECKING:
+    from transformer_vq.training import LoadedRun
+
+
+def open_run(run: str) -> LoadedRun:
+    """The model of `RUN[@best|@last|@STEP]`, on the GPU where there is one.  Raises ConfigError, Failure."""
+    import torch
+
+    from transformer_vq.training import CheckpointError, load_run
+
+    with one_line_for(CheckpointError):
+        return load_run(run, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def folder_of(run: str) -> Path:
+    """The folder in `RUN[@best|@last|@STEP]`."""
+    return Path(run if Path(run).is_dir() or "@" not in run else run.rpartition("@")[0])
+
+
+@contextmanager
+def one_line_for(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds are expected: their text is all that the user needs."""
+    try:
+        yield
+    except kinds as error:
+        raise Failure(str(error)) from error

@@ -1,0 +1,98 @@
+"""`transformer-vq train CONFIG`: train, evaluate and leave a run folder. Also what launchers start in every process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transformer_vq.cli.arguments import Config, Json, Overrides
+from transformer_vq.cli.console import console, number, print_json, print_lines, table
+from transformer_vq.cli.describe import facts, layers_table, summary
+from transformer_vq.cli.runs import one_line_for
+
+if TYPE_CHECKING:
+    from transformer_vq.config import RunConfig
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in run_dir from its last checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in run_dir and start anew.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the config, say what would happen, and stop.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No first screen, no progress, no numbers at the end.")]
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a language model and leave a run folder: metrics, checkpoints, plots."""
+    from transformer_vq.config import RunConfig, load_config
+
+    settings = in_place(load_config(config, overrides or [], RunConfig), config, overrides or [])
+    if dry_run:
+        show_plan(settings, resume, overwrite, json)
+        return
+
+    from transformer_vq.training import CheckpointError, TrainingDiverged, TrainingInterrupted, run
+
+    with one_line_for(TrainingDiverged, TrainingInterrupted, CheckpointError):
+        result = run(settings, resume=resume, overwrite=overwrite, quiet=quiet)
+    if json:
+        print_json(result)
+        return
+    out = console(quiet=quiet)
+    scores = table("", "bits per byte", "perplexity", "tokens")
+    for split in ("valid", "test"):
+        score = result[split]
+        scores.add_row(split, *(number(score[key]) for key in ("bits_per_byte", "perplexity", "tokens")))
+    out.print(scores)
+    print_lines(
+        out,
+        {
+            "numbers": f"{settings.run_dir}/summary.json, metrics.jsonl; pictures in {settings.run_dir}/plots",
+            "next": f"transformer-vq generate {settings.run_dir} --prompt 'Some text'",
+        },
+    )
+
+
+def in_place(settings: RunConfig, source: str, overrides: list[str]) -> RunConfig:
+    """A run folder given as CONFIG is where that run goes on, wherever it has been moved to."""
+    if Path(source).is_dir() and not any(override.startswith("run_dir=") for override in overrides):
+        return settings.model_copy(update={"run_dir": source})
+    return settings
+
+
+def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) -> None:
+    """What a run would do. No data is read and nothing is written.  Raises ConfigError as the run would."""
+    from transformer_vq.training.run_folder import RunFolder
+
+    finished = RunFolder(settings.run_dir).check(settings, resume, overwrite)
+    last = None if overwrite else RunFolder(settings.run_dir).checkpoints.last()
+    found = facts(settings)
+    tokens = settings.train.steps * settings.train.batch_size * settings.train.seq_len
+    if json:
+        plan: dict[str, Any] = {"config": settings.model_dump(mode="json"), "describe": found, "tokens": tokens}
+        print_json({**plan, "finished": finished is not None, "from_step": last or 0})
+        return
+    out = console()
+    out.print(layers_table(found["layers"]))
+    out.print()
+    train_ = settings.train
+    lines = {
+        "data": f"{settings.data.source}, tokenizer {settings.data.tokenizer}, order {settings.data.order}",
+        **summary(found),
+        "training": f"{train_.steps:,} steps of {train_.batch_size} × {train_.seq_len} tokens, {tokens:,} in all; "
+        f"{train_.optimizer}, {train_.precision}",
+        "writes to": settings.run_dir,
+    }
+    if finished is not None:
+        lines["but"] = "that folder holds a finished run of this config: nothing would be done"
+    elif last:
+        lines["goes on"] = f"after step {last}"
+    print_lines(out, lines)
+    out.print("dry run: nothing was read, trained or written")
