@@ -1,0 +1,332 @@
+"""The self-check: does every layer's quantizer do what its config says, on real batches?
+
+Each check ends green, amber or red with one line of advice; `none` where it does not apply. What is checked:
+
+    forward         quantized keys are rows of the codebook, bit for bit
+    gradient        the keys' gradient is Gᵀg, against the explicit matrices of `oracle.py`
+    moves           a training step moves the codebook
+    usage           share of codes taken in these batches; perplexity beside it
+    dead_codes      share of codes whose running count is below 1
+    norm_ratio      mean ‖q‖/‖k‖, by which `rotation` and its relatives multiply the task gradient
+    cosine          mean cos(k, q)
+    key_rank        effective rank of the keys, exp(entropy of the singular values)  [Roy & Vetterli 2007]
+    code_rank       the same of the codebook
+    task_share      ‖∂ task loss/∂k‖ over ‖∂ quantizer's own loss/∂k‖: below 1 the commitment term wins  [Su Jianlin]
+    bf16_codes      share of bf16 keys that get, under bf16 autocast, the code that fp32 and fp64 choose
+
+Axes:  B batch  H heads  T length  K key width  S codes  N keys
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transformer_vq.bench import oracle
+from transformer_vq.models import TransformerVQ
+from transformer_vq.quantizers import Quantized, Quantizer
+
+SCALED_BY_RATIO = ("rotation", "rotation_tangent", "rotation_centred", "scale", "reflection", "random_rotation")
+ROWS = 32  # keys held against explicit matrices; each costs a K×K matrix in fp64
+GRADIENT_TOLERANCE = 1e-4  # relative; the fast forms run in fp32
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding about one layer."""
+
+    name: str
+    status: str
+    """green | amber | red | none (does not apply)."""
+    value: float | None
+    advice: str
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """All findings about one layer."""
+
+    layer: int
+    kind: str
+    estimator: str | None
+    checks: list[Check]
+
+    @property
+    def status(self) -> str:
+        """The worst of the checks."""
+        return max((c.status for c in self.checks), key=("none", "green", "amber", "red").index, default="none")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self) | {"status": self.status, "checks": {c.name: asdict(c) for c in self.checks}}
+
+
+class Batch(NamedTuple):
+    """tokens, labels (B, T) int64; segments (B, T) int64 or None."""
+
+    tokens: Tensor
+    labels: Tensor
+    segments: Tensor | None = None
+
+
+class Seen(NamedTuple):
+    """One layer's quantizer in one batch."""
+
+    k: Tensor
+    result: Quantized
+    codebook: Tensor
+    task_gradient: Tensor
+    own_gradient: Tensor
+
+
+def diagnose(model: TransformerVQ, batches: Sequence[Batch]) -> list[LayerReport]:
+    """Examine every layer on `batches`. The model is left as it was: copies are trained."""
+    model = copy.deepcopy(model).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # noise would only blur what is measured
+    seen = observe(model, batches)
+    moved = codebook_changes(model, batches[0])
+    reports = []
+    for i, (layer, settings) in enumerate(zip(model.layers, model.config.layer_quantizers(), strict=True)):
+        estimator = getattr(settings, "estimator", None)
+        checks = examine(layer.quantizer, estimator, seen[i], moved[i]) if i in seen else []
+        reports.append(LayerReport(i, settings.kind, estimator, checks))
+    return reports
+
+
+def observe(model: TransformerVQ, batches: Sequence[Batch]) -> dict[int, list[Seen]]:
+    """Run forward and backward, and keep what each quantizing layer's quantizer saw: layer -> one `Seen` a batch."""
+    captured: dict[int, tuple[Tensor, Quantized, Tensor]] = {}
+    layers = {i: layer for i, layer in enumerate(model.layers) if layer.kind != "none"}
+
+    def keep(i: int) -> Callable[..., None]:
+        def hook(module: Any, inputs: tuple[Any, ...], output: Quantized) -> None:
+            captured[i] = inputs[0], output, module.codebook.detach()
+
+        return hook
+
+    handles = [layer.quantizer.register_forward_hook(keep(i)) for i, layer in layers.items()]
+    seen: dict[int, list[Seen]] = {i: [] for i in layers}
+    if not layers:
+        return seen
+    try:
+        for batch in batches:
+            out = model(batch.tokens, labels=batch.labels, segments=batch.segments)
+            keys = [captured[i][0] for i in layers]
+            assert out.loss_lm is not None
+            task = torch.autograd.grad(out.loss_lm, keys, retain_graph=True, allow_unused=True)
+            own = (
+                torch.autograd.grad(out.loss_quantizers, keys, allow_unused=True)
+                if out.loss_quantizers.requires_grad
+                else [None] * len(keys)
+            )
+            for i, k, of_task, of_own in zip(layers, keys, task, own, strict=True):
+                _, result, codebook = captured[i]
+                zero = torch.zeros_like(k)
+                seen[i].append(Seen(k.detach(), result, codebook, _or(of_task, zero), _or(of_own, zero)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.discard_codebook_statistics()
+    return seen
+
+
+def _or(gradient: Tensor | None, zero: Tensor) -> Tensor:
+    return zero if gradient is None else gradient.detach()
+
+
+def codebook_changes(model: TransformerVQ, batch: Batch) -> dict[int, float]:
+    """Largest change of a codebook entry, by layer, in one training step of a copy (AdamW 1e-3 for parameters)."""
+    trained = copy.deepcopy(model)
+    quantizers = {i: layer.quantizer for i, layer in enumerate(trained.layers) if layer.kind != "none"}
+    before = {i: quantizer.codebook.detach().clone() for i, quantizer in quantizers.items()}
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
+    out = trained(batch.tokens, labels=batch.labels, segments=batch.segments)
+    out.loss.backward()
+    optimizer.step()
+    trained.apply_codebook_statistics()
+    return {i: (q.codebook.detach() - before[i]).abs().max().item() for i, q in quantizers.items()}
+
+
+def examine(quantizer: Quantizer, estimator: str | None, seen: Sequence[Seen], change: float) -> list[Check]:
+    """Every check of one quantizing layer."""
+    k = torch.cat([s.k.transpose(0, 1).flatten(1, 2) for s in seen], 1)  # (H, N, K)
+    codes = torch.cat([s.result.codes.transpose(0, 1).flatten(1) for s in seen], 1)  # (H, N)
+    codebook = seen[-1].codebook
+    cure = "init: kmeans" if quantizer_kind(quantizer) == "vq" else "expansion: mlp, or more training"
+    metrics = {name: sum(s.result.metrics[name].item() for s in seen) / len(seen) for name in seen[0].result.metrics}
+    return [
+        check_forward(seen),
+        check_gradient(quantizer, estimator, seen[0].k),
+        check_moves(change),
+        check_usage(codes, codebook.shape[1]),
+        check_dead(metrics.get("dead_codes"), codebook.shape[1]),
+        check_ratio(metrics["norm_ratio"], estimator, cure),
+        check_cosine(metrics["cosine"], cure),
+        check_rank("key_rank", k, "lower commit or the learning rate"),
+        check_rank("code_rank", codebook, cure),
+        check_task_share(seen),
+        check_bf16(quantizer, seen[0].k),
+    ]
+
+
+def grade(value: float, amber: float, red: float) -> str:
+    """Green at or above `amber`, red below `red`; NaN is red."""
+    return "green" if value >= amber else "amber" if value >= red else "red"
+
+
+def check_forward(seen: Sequence[Seen]) -> Check:
+    """Quantized keys are rows of the codebook, bit for bit."""
+    share = min(_equal_rows(s) for s in seen)
+    advice = "" if share == 1 else "the quantizer's forward value is not a code: attention over its cache is wrong"
+    return Check("forward", "green" if share == 1 else "red", share, advice)
+
+
+def _equal_rows(s: Seen) -> float:
+    rows = torch.stack([c[z] for c, z in zip(s.codebook, s.result.codes.transpose(0, 1), strict=True)], 1)
+    return (rows.to(s.k.dtype) == s.result.quantized.detach()).all(-1).double().mean().item()
+
+
+def check_gradient(quantizer: Quantizer, estimator: str | None, k: Tensor) -> Check:
+    """The gradient that reaches the keys is Gᵀg, for the first `ROWS` keys and a random g."""
+    k = k[:1, :, :ROWS].clone().requires_grad_()
+    result = quantizer(k)
+    quantizer.discard_codebook_statistics()
+    g = torch.randn(k.shape, generator=torch.Generator().manual_seed(0)).to(k)
+    if not result.quantized.requires_grad:
+        return Check("gradient", "red", 0.0, "no gradient reaches the keys")
+    (got,) = torch.autograd.grad(result.quantized, k, g)
+    if not torch.isfinite(got).all():
+        return Check("gradient", "red", None, "the keys' gradient is not finite")
+    if estimator is None or estimator not in oracle.MATRICES or quantizer_kind(quantizer) not in ("vq", "simvq"):
+        if not got.any():
+            return Check("gradient", "red", 0.0, "the keys' gradient is zero")
+        return Check("gradient", "none", None, "finite and not zero; no matrix is written down for it")
+    codebook = quantizer.codebook.detach()
+    want = torch.stack(
+        [
+            oracle.key_gradient(estimator, k[0, h].detach(), result.quantized[0, h].detach(), g[0, h], codebook[h])
+            for h in range(k.shape[1])
+        ]
+    )
+    error = ((got[0] - want).norm() / want.norm().clamp_min(1e-30)).item()
+    good = error <= GRADIENT_TOLERANCE
+    advice = "" if good else f"the estimator is not the {estimator} of its definition: relative error {error:.1e}"
+    return Check("gradient", "green" if good else "red", error, advice)
+
+
+def quantizer_kind(quantizer: Quantizer) -> str:
+    """The `kind` of the quantizer's settings; custom classes may have none."""
+    return str(getattr(getattr(quantizer, "config", None), "kind", "custom"))
+
+
+def check_moves(change: float) -> Check:
+    """One training step moved the codebook."""
+    advice = (
+        "" if change > 0 else "the codebook gets neither statistics nor gradient: check codebook, ema and start_step"
+    )
+    return Check("moves", "green" if change > 0 else "red", change, advice)
+
+
+def check_usage(codes: Tensor, S: int) -> Check:
+    """Codes taken by the keys of all batches, (H, N) int64."""
+    counts = torch.stack([torch.bincount(row, minlength=S) for row in codes]).double()
+    share = (counts > 0).double().mean().item()
+    p = counts / counts.sum(-1, keepdim=True)
+    perplexity = torch.special.entr(p).sum(-1).exp().mean().item()
+    if codes.shape[1] < 4 * S:
+        return Check("usage", "none", share, f"too few keys to tell: {codes.shape[1]} for {S} codes")
+    status = grade(share, 0.5, 0.1)
+    advice = f"{share:.0%} of the codes are used, perplexity {perplexity:.0f} of {S}"
+    return Check(
+        "usage",
+        status,
+        share,
+        "" if status == "green" else f"{advice}: init: kmeans, dead_code_threshold, or fewer codes",
+    )
+
+
+def check_dead(dead: float | None, S: int) -> Check:
+    """Codes whose running count is below 1."""
+    if dead is None:
+        return Check("dead_codes", "none", None, "this kind keeps no running counts")
+    status = grade(1 - dead / S, 0.5, 0.1)
+    return Check(
+        "dead_codes", status, dead / S, "" if status == "green" else "set dead_code_threshold, or init: kmeans"
+    )
+
+
+def check_ratio(value: float, estimator: str | None, cure: str) -> Check:
+    """‖q‖/‖k‖ near 1."""
+    status = grade(min(value, 1 / value) if value > 0 else 0.0, 0.5, 0.05)
+    if status == "green":
+        return Check("norm_ratio", status, value, "")
+    effect = (
+        f"{estimator} multiplies the task gradient by it: {cure}, retune commit, or take rotation_unscaled"
+        if estimator in SCALED_BY_RATIO
+        else f"codes and keys differ in length: {cure}"
+    )
+    return Check("norm_ratio", status, value, effect)
+
+
+def check_cosine(value: float, cure: str) -> Check:
+    """Keys and their codes point the same way."""
+    status = grade(value, 0.5, 0.0)
+    return Check("cosine", status, value, "" if status == "green" else f"codes point away from their keys: {cure}")
+
+
+def check_rank(name: str, rows: Tensor, advice: str) -> Check:
+    """Effective rank of (H, N, K), mean over heads, against the largest possible."""
+    sigma = torch.linalg.svdvals(rows.double())
+    p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
+    rank = torch.special.entr(p).sum(-1).exp().mean().item()
+    possible = min(rows.shape[1:])
+    status = "green" if possible == 1 else grade(rank / possible, 0.25, 1.5 / possible)
+    return Check(name, status, rank, "" if status == "green" else f"effective rank {rank:.1f} of {possible}; {advice}")
+
+
+def check_task_share(seen: Sequence[Seen]) -> Check:
+    """Size of the task gradient at the keys over that of the quantizer's own loss."""
+    task = sum(s.task_gradient.double().square().sum().item() for s in seen) ** 0.5
+    own = sum(s.own_gradient.double().square().sum().item() for s in seen) ** 0.5
+    if own == 0:
+        return Check("task_share", "none", None, "no commitment loss pulls at the keys")
+    status = grade(task / own, 1.0, 0.1)
+    return Check(
+        "task_share",
+        status,
+        task / own,
+        "" if status == "green" else "commitment outweighs the task at the keys: lower commit",
+    )
+
+
+def check_bf16(quantizer: Quantizer, k: Tensor) -> Check:
+    """Keys rounded to bf16, quantized under bf16 autocast, get the codes of the same numbers in fp32.
+
+    Where codes are the nearest rows, both are held against an fp64 search; codes that tie to 1e-5 count as the same.
+    """
+    rounded = k.bfloat16()
+    with torch.no_grad():
+        want = quantizer(rounded.float()).codes
+        with torch.autocast(k.device.type, torch.bfloat16):
+            got = quantizer(rounded).codes
+        same = got == want
+        if quantizer_kind(quantizer) in ("vq", "simvq"):
+            keys, codebook = rounded.double(), quantizer.codebook.double()
+            if getattr(quantizer.config, "lookup", "euclidean") == "cosine":
+                keys, codebook = (nn.functional.normalize(x, dim=-1) for x in (keys, codebook))
+            distances = torch.cdist(keys, codebook[None])  # (B, H, T, S)
+            nearest, size = distances.amin(-1), keys.norm(dim=-1) + codebook.norm(dim=-1).amax()
+            for codes in (got, want):
+                same &= distances.gather(-1, codes[..., None])[..., 0] <= nearest + 1e-5 * size
+    quantizer.discard_codebook_statistics()
+    share = same.double().mean().item()
+    good = share == 1
+    advice = "" if good else "distances are computed in bf16, which picks other codes: compute them in fp32"
+    return Check("bf16_codes", "green" if good else "red", share, advice)

@@ -1,0 +1,105 @@
+"""`transformer-vq doctor CONFIG`: does every layer's quantizer do what its config says, on real batches?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from transformer_vq.cli.arguments import Config, Json, Overrides
+from transformer_vq.cli.console import Failure, console, number, print_json, table
+
+if TYPE_CHECKING:
+    from transformer_vq.bench.doctor import Batch, Check, LayerReport
+    from transformer_vq.config import RunConfig
+    from transformer_vq.models import TransformerVQ
+
+STYLES = {"green": "green", "amber": "yellow", "red": "bold red", "none": "dim"}
+MARKS = {"green": "✓", "amber": "!", "red": "✗", "none": "·"}
+
+
+def doctor(
+    config: Config,
+    overrides: Overrides = None,
+    batches: Annotated[int, typer.Option(min=1, help="How many batches to look at.")] = 4,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a line is red.")] = False,
+    json: Json = False,
+) -> None:
+    """Check every layer's quantizer on real batches; a run folder is examined with its trained weights."""
+    from transformer_vq.config import RunConfig, load_config
+
+    settings = load_config(config, overrides or [], RunConfig)
+
+    from transformer_vq.bench.doctor import diagnose
+
+    model, inputs, described = model_and_batches(config, settings, batches)
+    reports = diagnose(model, inputs)
+    reds = sum(check.status == "red" for report in reports for check in report.checks)
+    if json:
+        print_json({"layers": [report.as_dict() for report in reports], "red": reds, "looked_at": described})
+    else:
+        show(reports, described)
+    if strict and reds:
+        raise Failure(f"doctor: {reds} red")
+
+
+def model_and_batches(config: str, settings: RunConfig, count: int) -> tuple[TransformerVQ, list[Batch], str]:
+    """The model, trained where `config` is a run with a checkpoint; its first training batches; words for both."""
+    from pathlib import Path
+
+    from transformer_vq.bench.doctor import Batch
+    from transformer_vq.data import check_lengths, prepare, window_batch
+    from transformer_vq.models import TransformerVQ
+    from transformer_vq.training import load_run
+    from transformer_vq.training.language import with_vocabulary
+
+    corpus = prepare(settings.data)
+    train = settings.train
+    check_lengths(corpus, train.seq_len, 1)
+    if (Path(config) / "checkpoints").is_dir():
+        loaded = load_run(config)
+        model, weights = loaded.model, f"the weights of step {loaded.step}"
+        model.set_step(loaded.step)
+    else:
+        model = TransformerVQ(with_vocabulary(settings.model, corpus.tokenizer), seed=settings.seed)
+        weights = "untrained weights"
+    reset = settings.data.document_boundaries == "reset"
+    rows = range(train.micro_batch or train.batch_size)
+    raw = [
+        window_batch(corpus.splits["train"], settings.seed, step, rows, train.batch_size, train.seq_len, reset=reset)
+        for step in range(count)
+    ]
+    batches = [Batch(b.tokens, b.labels, b.segments) for b in raw]
+    return model, batches, f"{weights}, {count} batches of {len(rows)} x {train.seq_len} tokens of {corpus.name}"
+
+
+def show(reports: Sequence[LayerReport], described: str) -> None:
+    """A coloured table, layers down and checks across, then one line of advice for each that is not green."""
+    out = console()
+    names = next(([c.name for c in r.checks] for r in reports if r.checks), [])
+    grid = table("layer", "quantizer", *names)
+    for report in reports:
+        found = {check.name: check for check in report.checks}
+        cells = [_cell(found.get(name)) for name in names]
+        grid.add_row(str(report.layer), " ".join(filter(None, [report.kind, report.estimator])), *cells)
+    out.print(f"looked at {described}", soft_wrap=True)
+    out.print()
+    out.print(grid)
+    out.print()
+    for report in reports:
+        for check in report.checks:
+            if check.status in ("amber", "red"):
+                style = STYLES[check.status]
+                out.print(f"[{style}]{check.status:<6}[/{style}] layer {report.layer}  {check.name}: {check.advice}")
+        if not report.checks:
+            out.print(f"[dim]none  [/dim] layer {report.layer}  full attention on unquantized keys: nothing to check")
+    statuses = [check.status for report in reports for check in report.checks]
+    out.print(", ".join(f"{statuses.count(name)} {name}" for name in ("green", "amber", "red")))
+
+
+def _cell(check: Check | None) -> str:
+    if check is None:
+        return "[dim]-[/dim]"
+    value = "" if check.value is None else f" {number(check.value, 3)}"
+    return f"[{STYLES[check.status]}]{MARKS[check.status]}{value}[/{STYLES[check.status]}]"
