@@ -7,14 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from transformer_vq.ops.attention.blockwise import blockwise
 from transformer_vq.ops.attention.call import Call, prepare, real_first
 from transformer_vq.ops.attention.quadratic import quadratic
+from transformer_vq.ops.attention.recurrent import recurrent
 from transformer_vq.ops.attention.state import AttentionState, next_state, pick
 from transformer_vq.ops.resolve import resolve
 
+SHORT = 64
+"""Up to this many tokens the quadratic form is the fastest."""
+
 Backend = Callable[[Call], Tensor]
 
-BACKENDS: dict[str, Backend] = {"quadratic": quadratic}
+BACKENDS: dict[str, Backend] = {"quadratic": quadratic, "blockwise": blockwise, "recurrent": recurrent}
 
 
 def vq_attention(
@@ -94,4 +99,8 @@ def resolve_backend(name: str, device: torch.device | str, T: int) -> tuple[str,
     """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word."""
     if name != "auto":
         return name, "asked for by name"
-    return "quadratic", "the only one"
+    if T == 1:
+        return "recurrent", "one token: O(S + M)"
+    if T <= SHORT:
+        return "quadratic", f"{T} tokens, at most {SHORT}: one small product beats walking blocks"
+    return "blockwise", f"linear in T, the fastest here for {T} tokens on {torch.device(device).type}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -66,6 +67,8 @@ def next_state(call: Call, k_dtype: torch.dtype, v_dtype: torch.dtype) -> Attent
     """
     old, length, M, T = call.state, call.length, call.window, call.v.shape[2]
     S = old.count.shape[2]
+    if T == 0:
+        return old._replace(k_hat=old.k_hat.to(k_dtype), v=old.v.to(v_dtype))
     old_run, new_run = call.key_run.split([M, T], dim=1)
     last_run = torch.where(length > 0, new_run.gather(1, (length - 1).clamp_min(0)[:, None])[:, 0], 0)
 
@@ -104,8 +107,10 @@ def next_state(call: Call, k_dtype: torch.dtype, v_dtype: torch.dtype) -> Attent
 
 
 def sum_by_code(codes: Tensor, v: Tensor, S: int) -> tuple[Tensor, Tensor]:
-    """Count and summed value of each code: codes (..., T), v (..., T, V) -> (..., S), (..., S, V). Code S is no code."""
-    count = v.new_zeros(*codes.shape[:-1], S + 1).scatter_add_(-1, codes, v.new_ones(()).expand(codes.shape))
-    total = v.new_zeros(*codes.shape[:-1], S + 1, v.shape[-1])
-    total.scatter_add_(-2, codes[..., None].expand(v.shape), v)
-    return count[..., :S], total[..., :S, :]
+    """Count and summed value of each code: codes (..., T), v (..., T, V) -> (..., S), (..., S, V). Code S: left out."""
+    *outer, T, V = v.shape
+    lists = math.prod(outer)
+    row = codes.reshape(lists, T) + torch.arange(lists, device=codes.device)[:, None] * (S + 1)
+    count = v.new_zeros(lists * (S + 1)).index_add_(0, row.flatten(), v.new_ones(row.numel()))
+    total = v.new_zeros(lists * (S + 1), V).index_add_(0, row.flatten(), v.reshape(lists * T, V))
+    return count.view(*outer, S + 1)[..., :S], total.view(*outer, S + 1, V)[..., :S, :]

@@ -1,0 +1,220 @@
+"""Pieces of block-wise attention: how a chunk of blocks is cut out of the sequence, masked, and put back.
+
+A block of L queries starting at s sees a strip of M+L keys, at positions s−M … s+L−1. In row r and column c of the
+strip the distance is M+r−c, so inside the strip there are three regions:
+
+    c < r          beyond the window ("bubble": no position, only its code)
+    r ≤ c ≤ r+M    the window, a band of M+1 columns, distance M at its left end and 0 at its right
+    c > r+M        the future
+
+Keys left of the strip act through the cache: count and mean value per code, one column for each of the S codes.
+
+Axes:  b, h, n rows, key heads, blocks of a chunk  G queries a key head  T length  D width  S codes  M window  L block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transformer_vq.ops.attention.state import sum_by_code
+
+ROWS = {"cpu": 4096}
+"""Queries that are worked on together: enough to fill batched products, few enough to stay in the processor's cache."""
+ROWS_ELSEWHERE = 65536
+
+
+class Chunk(NamedTuple):
+    """What is worked on together: slices of batch rows, of key heads and of blocks."""
+
+    b: slice
+    h: slice
+    n: slice
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a call that gets no gradient. Keys are laid out as M carried ones, then N·L of the call."""
+
+    codes: Tensor
+    """(B, Hkv, M+N·L) int64; S where there is no key."""
+    codebook: Tensor
+    """(Hkv, S, K), without rows when there is no cache."""
+    count: Tensor
+    """(B, Hkv, S): the cache that the first block sees."""
+    total: Tensor
+    """(B, Hkv, S, V): sums, not means; they never leave the call, and are fp32 or wider."""
+    query_run: Tensor | None
+    """(B, N·L) document of each query; None: one document."""
+    key_run: Tensor
+    """(B, M+N·L) document of each key; −1 where there is none."""
+    M: int
+    L: int
+    N: int
+    groups: int
+    gradients: str
+    through: bool
+    """`grad_through_cache`."""
+
+    @property
+    def cached(self) -> int:
+        """Columns of the cache in front of each strip: S, or 0."""
+        return self.codebook.shape[1]
+
+    def chunks(self) -> Iterator[list[Chunk]]:
+        """For each group of batch rows and key heads: its chunks, in the order of time."""
+        B, Hkv, _ = self.codes.shape
+        blocks = max(1, ROWS.get(self.codes.device.type, ROWS_ELSEWHERE) // (self.L * self.groups))
+        n = min(self.N, blocks)
+        h = min(Hkv, max(1, blocks // n))
+        b = min(B, max(1, blocks // (n * h)))
+        for i in range(0, B, b):
+            for j in range(0, Hkv, h):
+                rows, heads = slice(i, min(i + b, B)), slice(j, min(j + h, Hkv))
+                yield [Chunk(rows, heads, slice(m, min(m + n, self.N))) for m in range(0, self.N, n)]
+
+    def same_document(self, at: Chunk) -> Tensor | None:
+        """(b, n): 1.0 where the next block starts in the document in which this one starts; None: everywhere."""
+        if self.query_run is None:
+            return None
+        starts = self.query_run[at.b, :: self.L]
+        following = F.pad(starts[:, 1:], (0, 1), value=-2)
+        return (starts == following)[:, at.n].to(self.total.dtype)
+
+    def leaving(self, at: Chunk) -> Tensor:
+        """(b, h, n, L) codes of the keys that pass from the strip to the cache after each block; S where none does."""
+        first, last = at.n.start * self.L, at.n.stop * self.L
+        codes = self.codes[at.b, at.h, first:last].unflatten(2, (-1, self.L))
+        if self.query_run is None:
+            return codes
+        following = F.pad(self.query_run[at.b, self.L :: self.L], (0, 1), value=-2)[:, at.n, None]
+        stays = self.key_run[at.b, first:last].unflatten(1, (-1, self.L)) == following
+        return codes.masked_fill(~stays[:, None], self.cached)
+
+
+class Buffers:
+    """Scratch memory, allocated once and used by every chunk: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.made: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised tensor of this shape, contiguous and starting at offset 0."""
+        size = torch.Size(shape).numel()
+        if name not in self.made or self.made[name].numel() < size:
+            self.made[name] = self.like.new_empty(size)
+        return self.made[name][:size].view(shape)
+
+
+def query_rows(x: Tensor, at: Chunk, plan: Plan) -> Tensor:
+    """x (B, Hkv, G, T, D) -> (b, h, n, G·L, D), zeros past the end; a view where the layout allows."""
+    x = x[at.b, at.h, :, at.n.start * plan.L : at.n.stop * plan.L]
+    missing = (at.n.stop - at.n.start) * plan.L - x.shape[3]
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.unflatten(3, (-1, plan.L)).transpose(2, 3).flatten(3, 4)
+
+
+def put_query_rows(target: Tensor, rows: Tensor, at: Chunk, plan: Plan) -> None:
+    """The inverse: rows (b, h, n, G·L, D) into target (B, Hkv, G, T, D)."""
+    place = target[at.b, at.h, :, at.n.start * plan.L : at.n.stop * plan.L]
+    rows = rows.unflatten(3, (plan.groups, plan.L)).transpose(2, 3).flatten(3, 4)
+    place.copy_(rows[:, :, :, : place.shape[3]])
+
+
+def strips(x: Tensor, at: Chunk, plan: Plan) -> Tensor:
+    """x (B, Hkv, M+N·L, D) -> (b, h, n, M+L, D), an overlapping view."""
+    x = x[at.b, at.h, at.n.start * plan.L : plan.M + at.n.stop * plan.L]
+    return x.unfold(2, plan.M + plan.L, plan.L).mT
+
+
+def add_strips(target: Tensor, x: Tensor, at: Chunk, plan: Plan, skip: int = 0) -> None:
+    """Add x (b, h, n, M+L−skip, D), the strips without their first `skip` keys, to target (B, Hkv, M+N·L, D).
+
+    Strips overlap, so this goes by pieces of L columns, which do not.
+    """
+    n = at.n.stop - at.n.start
+    for c in range(0, x.shape[3], plan.L):
+        width = min(plan.L, x.shape[3] - c)
+        first = at.n.start * plan.L + skip + c
+        place = target[at.b, at.h, first : first + (n - 1) * plan.L + width].unfold(2, width, plan.L).mT
+        place.add_(x[:, :, :, c : c + width])
+
+
+def band(x: Tensor, plan: Plan) -> Tensor:
+    """The window inside logits x (b, h, n, G·L, S+M+L), contiguous from offset 0: a view (b, h, n, G, L, M+1).
+
+    Column m is distance M−m: rows shift by one column each, which is a stride of one row and one column.
+    """
+    b, h, n, rows, width = x.shape
+    size = (b, h, n, plan.groups, plan.L, plan.M + 1)
+    stride = (h * n * rows * width, n * rows * width, rows * width, plan.L * width, width + 1, 1)
+    return x.as_strided(size, stride, x.storage_offset() + width - plan.M - plan.L)
+
+
+def bias_rows(bias: Tensor, at: Chunk, plan: Plan) -> Tensor:
+    """bias (B or 1, Hkv, G, T or 1, M+1) -> what `band` adds up with: (b or 1, h, n or 1, G, L or 1, M+1)."""
+    bias = bias[at.b if bias.shape[0] > 1 else slice(None)]
+    if bias.shape[3] == 1 < plan.N * plan.L:
+        return bias[:, at.h].unsqueeze(3).transpose(2, 3).flip(-1)
+    everything = Chunk(slice(None), at.h, at.n)
+    return query_rows(bias, everything, plan).unflatten(3, (plan.groups, plan.L)).flip(-1)
+
+
+def add_bias_grad(target: Tensor, d_band: Tensor, at: Chunk, plan: Plan) -> None:
+    """Add d_band (b, h, n, G, L, M+1) to the gradient of a bias (B or 1, Hkv, G, T or 1, M+1)."""
+    d = d_band.flip(-1).transpose(2, 3).flatten(3, 4)  # (b, h, G, n·L, M+1)
+    place = target[at.b if target.shape[0] > 1 else slice(None), at.h]
+    if target.shape[3] > 1:
+        place = place[:, :, :, at.n.start * plan.L : at.n.stop * plan.L]
+        d = d[:, :, :, : place.shape[3]]
+    place.add_(d.sum_to_size(place.shape))
+
+
+def hide(logits: Tensor, at: Chunk, plan: Plan) -> None:
+    """Set to −inf what a query may not see: the future, other documents, empty slots, and without cache the bubble.
+
+    logits (b, h, n, G, L, S+M+L), changed in place.
+    """
+    L, M, S = plan.L, plan.M, plan.cached
+    never = logits.new_full((L, L), float("-inf"))
+    logits[..., S + M :].add_(never.triu(1).nan_to_num(nan=0.0, neginf=float("-inf")))
+    if S == 0:
+        logits[..., : min(L, M + L)].add_(never.tril(-1))
+    key_run = strips(plan.key_run[:, None, :, None], Chunk(at.b, slice(None), at.n), plan)[:, :, :, None, None, :, 0]
+    if plan.query_run is not None:
+        query_run = plan.query_run[at.b, at.n.start * L : at.n.stop * L].unflatten(1, (-1, L))  # (b, n, L)
+        query = query_run[:, None, :, None, :, None]
+        logits[..., S:].masked_fill_(query != key_run, float("-inf"))
+        logits[..., :S].masked_fill_(query != query[..., :1, :], float("-inf"))
+    elif at.n.start * L < M:
+        empty = key_run[:, :, : -(-M // L) - at.n.start] < 0
+        logits[:, :, : empty.shape[2], :, :, S:].masked_fill_(empty, float("-inf"))
+
+
+def cache_prefix(count: Tensor, total: Tensor, v: Tensor, at: Chunk, plan: Plan, means: Tensor) -> tuple[Tensor, ...]:
+    """The cache of each block of a chunk, given that of its first.
+
+    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V); writes means (b, h, n, S, V).
+    Returns the counts (b, h, n, S), and count and total for the chunk that follows.
+    """
+    keep = plan.same_document(at)
+    values = v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].unflatten(2, (-1, plan.L))
+    more_count, more_total = sum_by_code(plan.leaving(at), values, plan.cached)
+    counts = torch.empty_like(more_count)
+    total = total.clone()
+    for n in range(counts.shape[2]):
+        counts[:, :, n] = count
+        torch.div(total, count.clamp_min(1)[..., None], out=means[:, :, n])
+        if keep is not None:
+            count = count * keep[:, None, n, None]
+            total.mul_(keep[:, None, n, None, None])
+        count = count + more_count[:, :, n]
+        total.add_(more_total[:, :, n])
+    return counts, count, total
