@@ -14,6 +14,7 @@ from typer.main import get_command
 from transformer_vq.cli.console import Failure, main_process, print_error
 from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
+from transformer_vq.cli.doctor import doctor
 from transformer_vq.cli.evaluate import eval_
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval_,
     "generate": generate,
     "describe": describe,
+    "doctor": doctor,
     "plot": plot,
     "data": data,
     "images": images,
