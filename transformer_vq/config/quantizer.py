@@ -27,7 +27,10 @@ class KeyQuantizer(Settings):
         description="factor on β by optimizer step as [[step, factor], ...], linear between, constant outside; null: 1",
     )
     start_step: int = Field(
-        0, ge=0, description="keys pass unquantized before this step; the codebook is then initialised from the keys"
+        0,
+        ge=0,
+        description="keys pass unquantized before this step; the codebook of vq is then made from that step's keys "
+        "(init: data: some of them; else by kmeans)",
     )
 
     @field_validator("commit_schedule")
@@ -54,7 +57,12 @@ class Estimated(KeyQuantizer):
         "ste", min_length=1, description="how the gradient passes the quantization: a name or module:function"
     )
     temperature: float = Field(
-        1.0, gt=0, description="of the softmax over -distance² (gumbel, reinmax, ibq); others ignore it"
+        1.0,
+        gt=0,
+        description="of the softmax over -distance²: gumbel, reinmax, ibq, and the diversity and entropy losses",
+    )
+    alpha: float = Field(
+        1.0, ge=0, description="of diveq: share of the error's direction that goes to the codebook; 0 is ste"
     )
 
 

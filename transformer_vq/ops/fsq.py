@@ -36,16 +36,20 @@ def bound(z: Tensor, levels: Sequence[int], squash: str = "tanh") -> Tensor:
     return squashed * half - offset
 
 
-def values_to_digits(values: Tensor, levels: Sequence[int]) -> Tensor:
-    """Values (..., d) of `round_to_levels` to digits 0 … L−1, int64."""
-    half = torch.tensor([n // 2 for n in levels], dtype=values.dtype, device=values.device)
-    return (values * half + half).round().long()
+def half_widths(like: Tensor, levels: Sequence[int]) -> Tensor:
+    """L//2 of each dimension, (d), in the type and on the device of `like`: values are rounded numbers over it."""
+    return torch.tensor([n // 2 for n in levels], dtype=like.dtype, device=like.device)
 
 
-def round_to_levels(bounded: Tensor, levels: Sequence[int]) -> Tensor:
-    """round(bounded)/(L//2), (..., d)."""
-    half = torch.tensor([n // 2 for n in levels], dtype=bounded.dtype, device=bounded.device)
-    return bounded.round() / half
+def bounded_to_digits(bounded: Tensor, levels: Sequence[int]) -> Tensor:
+    """Numbers (..., d) of `bound` to the nearest digits 0 … L−1, int64."""
+    return (bounded.round() + half_widths(bounded, levels)).long()
+
+
+def digits_to_values(digits: Tensor, levels: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Digits (..., d) to what they stand for, (digit − L//2)/(L//2)."""
+    half = half_widths(torch.empty((), dtype=dtype, device=digits.device), levels)
+    return (digits.to(dtype) - half) / half
 
 
 def digits_to_codes(digits: Tensor, levels: Sequence[int]) -> Tensor:
@@ -61,9 +65,7 @@ def codes_to_digits(codes: Tensor, levels: Sequence[int]) -> Tensor:
 
 def implied_values(levels: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """Every code's values in the order of their indices, (S, d)."""
-    digits = codes_to_digits(torch.arange(math.prod(levels), device=device), levels)
-    half = torch.tensor([n // 2 for n in levels], device=device)
-    return (digits - half).to(dtype) / half.to(dtype)
+    return digits_to_values(codes_to_digits(torch.arange(math.prod(levels), device=device), levels), levels, dtype)
 
 
 def place_values(levels: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ Axes:  B batch  H heads  T length  K key width  S codes
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -38,18 +39,18 @@ def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     B, H, T, _ = k.shape
     wide = wide_dtype(k, codebook)
     codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
+    batch = max(1, CHUNK // max(1, T))  # rows of the batch that make one chunk
     with full_precision(k.device):
         for h in range(H):
             rows, scale = _scaled(codebook[h].to(wide))
             if metric == "cosine":
                 rows = F.normalize(rows, dim=-1, eps=torch.finfo(wide).tiny)
             offset = rows.square().sum(-1) if metric == "euclidean" else rows.new_zeros(rows.shape[0])
-            for b in range(B):
-                for start in range(0, T, CHUNK):
-                    part = slice(start, start + CHUNK)
-                    keys = _comparable(k[b, h, part].to(wide), scale)
-                    # ‖k‖² is common to all s
-                    codes[b, h, part] = torch.addmm(offset, keys, rows.T, alpha=-2).argmin(-1)
+            for b, t in itertools.product(range(0, B, batch), range(0, T, CHUNK)):
+                part = (slice(b, b + batch), h, slice(t, t + CHUNK))
+                keys = _comparable(k[part].to(wide), scale).flatten(0, 1)
+                nearest = torch.addmm(offset, keys, rows.T, alpha=-2).argmin(-1)  # ‖k‖² is common to all s
+                codes[part] = nearest.view_as(codes[part])
     return codes
 
 

@@ -42,17 +42,18 @@ class Expansion(nn.Module):
     keys then have rank d. mlp: two layers with GELU between and K hidden units, of full rank.
     """
 
-    def __init__(self, heads: int, d: int, dim: int, kind: str, projection: Projection, seed: int, layer: int) -> None:
+    def __init__(self, projection: Projection, kind: str, seed: int, layer: int) -> None:
         super().__init__()
-        generator = seeded(seed, layer, "expansion")
+        heads, d, dim = projection.weight.shape
+        self.inner: nn.Parameter | None = None
+        self.inner_bias: nn.Parameter | None = None
         if kind == "mlp":
-            hidden = dim
-            self.inner: nn.Parameter | None = nn.Parameter(torch.randn(heads, d, hidden, generator=generator) * d**-0.5)
-            self.inner_bias: nn.Parameter | None = nn.Parameter(torch.zeros(heads, hidden))
-            # GELU keeps about 0.4 of the variance; rows of length K^(1/4) as the paper's keys
-            outer = torch.randn(heads, hidden, dim, generator=generator) * (0.4 * hidden) ** -0.5 * dim**-0.25
+            generator = seeded(seed, layer, "expansion")
+            self.inner = nn.Parameter(torch.randn(heads, d, dim, generator=generator) * d**-0.5)
+            self.inner_bias = nn.Parameter(torch.zeros(heads, dim))
+            # GELU keeps about 0.4 of the variance; rows then have length K^(1/4) as the paper's keys
+            outer = torch.randn(heads, dim, dim, generator=generator) * (0.4 * dim) ** -0.5 * dim**-0.25
         else:
-            self.inner = self.inner_bias = None
             outer = projection.weight.detach() / dim**0.5
         self.weight = nn.Parameter(outer.clone())
         self.bias = nn.Parameter(torch.zeros(heads, dim))

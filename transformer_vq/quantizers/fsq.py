@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from transformer_vq.config.quantizer import FSQConfig
+from transformer_vq.config.quantizer import FSQConfig, IFSQConfig
 from transformer_vq.ops import fsq
 from transformer_vq.ops.estimators.rows import ste
 from transformer_vq.ops.nearest import lookup
@@ -26,31 +26,29 @@ class FiniteScalarQuantizer(ScheduledQuantizer):
     config: FSQConfig
 
     def __init__(self, config: FSQConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
-        super().__init__(config, seed, layer, started=True)
-        d = len(config.levels)
-        self.squash = "sigmoid" if config.kind == "ifsq" else "tanh"
-        self.project = Projection(heads, dim, d, seed, layer)
-        self.expand = Expansion(heads, d, dim, config.expansion, self.project, seed, layer)
+        super().__init__(config, seed, layer)
+        self.squash = "sigmoid" if isinstance(config, IFSQConfig) else "tanh"
+        self.project = Projection(heads, dim, len(config.levels), seed, layer)
+        self.expand = Expansion(self.project, config.expansion, seed, layer)
 
     @property
     def codebook(self) -> Tensor:
         """(H, S, K): the expansion of every implied code."""
-        values = fsq.implied_values(self.config.levels, self.project.weight.dtype, self.project.weight.device)
-        return self.expand(values.expand(self.project.weight.shape[0], -1, -1))
+        weight = self.project.weight
+        values = fsq.implied_values(self.config.levels, weight.dtype, weight.device)
+        return self.expand(values.expand(weight.shape[0], -1, -1))
 
-    def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
-        """k (B, H, T, K); mask (B, T), True where a token is real."""
-        self.start_if_due(k, mask)
+    def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
+        """k (B, H, T, K), mask (B, T)."""
         levels = self.config.levels
         bounded = fsq.bound(self.project(k), levels, self.squash)
-        values = fsq.round_to_levels(bounded.detach(), levels)
-        codes = fsq.digits_to_codes(fsq.values_to_digits(values, levels), levels)
+        digits = fsq.bounded_to_digits(bounded.detach(), levels)
+        codes = fsq.digits_to_codes(digits, levels)
+        values = fsq.digits_to_values(digits, levels, bounded.dtype)
+        expanded = self.expand(ste(bounded / fsq.half_widths(bounded, levels), values))
         nearest = lookup(self.codebook.detach().to(k.dtype), codes)
-        half = values.new_tensor([n // 2 for n in levels])
-        expanded = self.expand(ste(bounded / half, values))  # carries the gradient; `nearest` carries the value
         distance = squared_distance(k, nearest)
-        loss = commitment(distance, mask)
-        metrics = batch_health(k, nearest, distance.detach(), code_counts(codes, self.config.size, mask), mask)
-        if self.warming_up:
-            return Quantized(codes, k, loss.detach() * 0, loss.detach(), metrics)
-        return Quantized(codes, ste(expanded.to(k.dtype), nearest), self.beta * loss, loss, metrics)
+        committed = commitment(distance, mask)
+        metrics = batch_health(k, nearest, distance, code_counts(codes, self.config.size, mask), mask)
+        quantized = ste(expanded.to(k.dtype), nearest)  # gradient of the first, value of the second
+        return Quantized(codes, quantized, self.beta * committed, committed, metrics)

@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from transformer_vq.ops.numerics import wide_dtype
+from transformer_vq.ops.numerics import full_precision, wide_dtype
+
+CHUNK = 2048  # keys whose S probabilities are alive at once
 
 
 class _SquaredDistance(torch.autograd.Function):
@@ -53,3 +57,59 @@ def commitment(distance: Tensor, mask: Tensor | None) -> Tensor:
     a number smaller by a factor of K, for which their β of 0.25 to 1 is meant.
     """
     return mean_over_real(distance.sum(1), mask)
+
+
+def orthogonality(codebook: Tensor) -> Tensor:
+    """Mean squared cosine between two different codes of a head, (H, S, K) -> ()   [2112.00384, eq. 2].
+
+    Σ_{i,j} cos²(c_i, c_j)/S² − 1/S: the sum over all pairs, less the S pairs of a code with itself.
+    """
+    S = codebook.shape[1]
+    with full_precision(codebook.device):
+        rows = F.normalize(codebook.to(wide_dtype(codebook)), dim=-1)
+        return (rows @ rows.mT).square().sum((1, 2)).mean() / S**2 - 1 / S
+
+
+def diversity(k: Tensor, codebook: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
+    """−H(p), p the mean over real keys of softmax_s(−‖k − c_s‖²/temperature); mean over heads, in nats.
+
+    k (B, H, T, K), codebook (H, S, K) -> (). Least, −ln S, when codes are used evenly. Chunks of probabilities are
+    recomputed in the backward pass.
+    """
+    wide = wide_dtype(k, codebook)
+    keys = k.transpose(0, 1).flatten(1, 2)
+    weight = keys.new_ones(keys.shape[1], dtype=wide) if mask is None else mask.flatten().to(wide)
+    total = torch.zeros(codebook.shape[:2], dtype=wide, device=k.device)
+    for chunk, part in zip(keys.split(CHUNK, 1), weight.split(CHUNK), strict=True):
+        total = total + checkpoint(_soft_counts, chunk, codebook, part, temperature, use_reentrant=False)
+    return -torch.special.entr(total / weight.sum().clamp_min(1)).sum(-1).mean()
+
+
+def _soft_counts(keys: Tensor, codebook: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """Σ over keys (H, N, K) of weight (N) times their soft assignment, (H, S) in the type of the weights."""
+    with full_precision(keys.device):
+        keys, codebook = keys.to(weight.dtype), codebook.to(weight.dtype)
+        nearness = 2 * keys @ codebook.mT - codebook.square().sum(-1)[:, None]  # ‖k‖² is common to all codes
+        return torch.einsum("n,hns->hs", weight, (nearness / temperature).softmax(-1))
+
+
+def wasserstein(keys: Tensor, codebook: Tensor) -> Tensor:
+    """Wasserstein-2 distance of two normal distributions, with the moments of keys and of codes  [2506.15078].
+
+    √(‖μ_k − μ_c‖² + tr Σ_k + tr Σ_c − 2 tr (Σ_k^½ Σ_c Σ_k^½)^½), mean over heads; keys (H, N, K) are constants, the
+    codebook (H, S, K) moves. The last trace is the sum of singular values of Σ_k^½ times the centred codes: unlike a
+    matrix root, its gradient exists for codes that span less than the space.
+    """
+    wide = wide_dtype(keys, codebook)
+    keys, codes = keys.detach().to(wide), codebook.to(wide)
+    if keys.shape[1] == 0:
+        return codes.sum() * 0
+    with full_precision(codes.device):
+        key_mean, code_mean = keys.mean(1, keepdim=True), codes.mean(1, keepdim=True)
+        centred_keys, centred_codes = keys - key_mean, (codes - code_mean) / codes.shape[1] ** 0.5
+        values, vectors = torch.linalg.eigh(centred_keys.mT @ centred_keys / keys.shape[1])
+        root = vectors * values.clamp_min(0).sqrt()[:, None] @ vectors.mT
+        overlap = torch.linalg.svdvals(centred_codes @ root).sum(-1)
+        spread = values.clamp_min(0).sum(-1) + centred_codes.square().sum((1, 2))
+        squared = (key_mean - code_mean).square().sum((1, 2)) + spread - 2 * overlap
+        return (squared.clamp_min(0) + 1e-8).sqrt().mean()  # the root has no slope at zero

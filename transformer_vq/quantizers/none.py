@@ -13,6 +13,8 @@ from transformer_vq.quantizers.base import Quantized, Quantizer
 class NoQuantizer(Quantizer):
     """Keys pass as they are; there are no codes."""
 
+    _codebook: Tensor
+
     def __init__(self, config: NoneConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
         super().__init__()
         self.config = config

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.config.quantizer import KeyQuantizer
-from transformer_vq.quantizers.base import Quantizer
+from transformer_vq.quantizers.base import Quantized, Quantizer
 
 
 class ScheduledQuantizer(Quantizer):
@@ -20,11 +20,34 @@ class ScheduledQuantizer(Quantizer):
 
     started: Tensor
 
-    def __init__(self, config: KeyQuantizer, seed: int, layer: int, *, started: bool) -> None:
+    def __init__(self, config: KeyQuantizer, seed: int, layer: int, *, sees_keys_first: bool = False) -> None:
         super().__init__()
         self.config, self.seed, self.layer, self.step = config, seed, layer, 0
-        self._is_started = started and config.start_step == 0
+        self._is_started = config.start_step == 0 and not sees_keys_first
         self.register_buffer("started", torch.tensor(int(self._is_started)))
+
+    def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
+        """k (B, H, T, K); mask (B, T), True where a token is real. Runs in the tensors' own types, never in autocast's.
+
+        While warming up: codes and metrics as they would be, the keys themselves as `quantized`, and no loss.
+        """
+        with torch.autocast(k.device.type, enabled=False):
+            if not self._is_started and self.training and self.step >= self.config.start_step:
+                self.initialise(k.detach(), mask)
+                self.started.fill_(1)
+                self._is_started = True
+            result = self.quantize(k, mask)
+        if self.warming_up:
+            commitment = result.commitment.detach()
+            return result._replace(quantized=k, loss=torch.zeros_like(commitment), commitment=commitment)
+        return result
+
+    def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
+        """What `forward` does once started."""
+        raise NotImplementedError
+
+    def initialise(self, k: Tensor, mask: Tensor | None) -> None:
+        """Set up the codebook from the first keys (B, H, T, K), for kinds that do so."""
 
     @property
     def warming_up(self) -> bool:
@@ -39,16 +62,6 @@ class ScheduledQuantizer(Quantizer):
     def beta(self) -> float:
         """Commitment weight at this step: `commit` times the schedule's factor, linear between its points."""
         return self.config.commit * interpolate(self.config.commit_schedule, self.step)
-
-    def start_if_due(self, k: Tensor, mask: Tensor | None) -> None:
-        """In training, from `start_step` on, once: initialise what wants to see keys first."""
-        if not self._is_started and self.training and self.step >= self.config.start_step:
-            self.initialise(k.detach(), mask)
-            self.started.fill_(1)
-            self._is_started = True
-
-    def initialise(self, k: Tensor, mask: Tensor | None) -> None:
-        """Set up the codebook from the first keys (B, H, T, K), for kinds that do so."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on names and counts alone, so that every process and every recomputation draws the same."""
+"""Random numbers that depend on names and counts alone: every process and every recomputation draws the same."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Sums of keys per code, collected over the micro-batches and processes of one optimizer step.
+"""What one optimizer step's keys tell the codebook: sums per code, and a few keys to replace dead codes with.
 
-The tensors are plain attributes, not buffers: DistributedDataParallel overwrites buffers with those of process 0.
+Collected over micro-batches, added over processes, applied once. The tensors are plain attributes, not buffers:
+DistributedDataParallel overwrites buffers with those of process 0.
 
 Axes:  B batch  H heads  T length  K key width  S codes
 """
@@ -17,51 +18,102 @@ def recomputing() -> bool:
 
 
 class Statistics:
-    """Per code the sum of its keys (H, S, K) and their number (H, S), detached, fp32 or wider."""
+    """Per code the sum of its keys (H, S, K) and their number (H, S), detached, fp32 or wider.
 
-    def __init__(self) -> None:
+    sums: False for a codebook that is learned by gradient. candidates: how many keys a forward pass leaves.
+    """
+
+    def __init__(self, *, sums: bool, candidates: int) -> None:
+        self._with_sums, self._candidates_wanted = sums, candidates
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget everything collected."""
         self._sum: Tensor | None = None
         self._count: Tensor | None = None
+        self._candidates: list[Tensor] = []
 
     @torch.no_grad()
-    def collect(self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:
+    def collect(
+        self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None, generator: torch.Generator
+    ) -> None:
         """Add keys k (B, H, T, K), the unquantized ones, with their codes (B, H, T) and counts (H, S).
 
         Padding is left out; so is a forward pass that activation checkpointing repeats.
         """
         if recomputing():
             return
-        H, S = counts.shape
-        if self._sum is None or self._count is None:
-            self._sum = torch.zeros(H, S, k.shape[-1], dtype=dtype, device=k.device)
-            self._count = torch.zeros(H, S, dtype=dtype, device=k.device)
-        keys = k.to(dtype)
-        if mask is not None:
-            keys = keys.masked_fill(~mask[:, None, :, None], 0.0)
-        for h in range(H):
-            self._sum[h].index_add_(0, codes[:, h].reshape(-1), keys[:, h].reshape(-1, k.shape[-1]))
-        self._count += counts
+        dtype = torch.promote_types(k.dtype, torch.float32)
+        self._count = counts.to(dtype) if self._count is None else self._count + counts
+        if self._with_sums:
+            total = key_sums(k, codes, counts.shape[1], mask)
+            self._sum = total if self._sum is None else self._sum.add_(total)
+        if self._candidates_wanted:
+            keys = real_keys(k, mask)
+            chosen = torch.randperm(keys.shape[1], generator=generator)[: self._candidates_wanted]
+            self._candidates.append(keys[:, chosen.to(k.device)].to(dtype))
 
     def pending(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(sum, count) of this process so far, zeros when nothing was collected; `like` is (H, S, K)."""
-        if self._sum is None or self._count is None:
-            return torch.zeros_like(like), torch.zeros_like(like[..., 0])
-        return self._sum.to(like), self._count.to(like)
+        total = torch.zeros_like(like) if self._sum is None else self._sum.to(like)
+        count = torch.zeros_like(like[..., 0]) if self._count is None else self._count.to(like)
+        return total, count
 
-    def discard(self) -> None:
-        """Forget everything collected."""
-        self._sum = self._count = None
+    def candidates(self, like: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Keys to replace dead codes with, the same on every process: (H, S, K), of which the first n, () int64, count.
+
+        They are drawn from those of process 0, without repetition.
+        """
+        rows, n = torch.zeros_like(like), torch.zeros((), dtype=torch.int64, device=like.device)
+        if self._candidates:
+            pool = torch.cat(self._candidates, 1)
+            chosen = torch.randperm(pool.shape[1], generator=generator)[: like.shape[1]].to(pool.device)
+            rows[:, : len(chosen)] = pool[:, chosen].to(like)
+            n.fill_(len(chosen))
+        take_from_first_process(rows, n)
+        return rows, n
+
+
+def key_sums(k: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> Tensor:
+    """Σ of the keys of each code: k (B, H, T, K), codes (B, H, T) -> (H, S, K), fp32 or wider; padding left out."""
+    H, K = k.shape[1], k.shape[3]
+    padding = size  # one more row a head takes what does not count: no masked copy of the keys
+    index = codes if mask is None else torch.where(mask[:, None], codes, padding)
+    index = index + torch.arange(H, device=k.device)[:, None] * (size + 1)
+    if not k.is_contiguous():  # most likely (B, T, H, K) transposed: then this order needs no copy
+        k, index = k.transpose(1, 2), index.transpose(1, 2)
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    total = torch.zeros(H * (size + 1), K, dtype=dtype, device=k.device)
+    return (
+        total.index_add_(0, index.reshape(-1), k.reshape(-1, K).to(dtype)).view(H, size + 1, K)[:, :size].contiguous()
+    )
+
+
+def real_keys(k: Tensor, mask: Tensor | None) -> Tensor:
+    """Keys at real tokens, (B, H, T, K) -> (H, N, K)."""
+    keys = k.detach().transpose(0, 1).flatten(1, 2)
+    return keys if mask is None else keys[:, mask.flatten()]
+
+
+def is_distributed() -> bool:
+    """True when several processes train together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def is_first_process() -> bool:
+    """True on process 0, and when there is only one."""
+    return not is_distributed() or distributed.get_rank() == 0
 
 
 def add_over_processes(*tensors: Tensor) -> None:
     """Sum each tensor over all processes, in place. Every process must call it, even with zeros."""
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         for tensor in tensors:
             distributed.all_reduce(tensor)
 
 
 def take_from_first_process(*tensors: Tensor) -> None:
     """Overwrite each tensor with that of process 0, in place. Every process must call it."""
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)

@@ -1,7 +1,12 @@
 """Vector quantization: the nearest row of a codebook learned by moving averages or by gradient.
 
     codebook = ema_sum / max(ema_count, 0.01)          after an optimizer step, with γ the setting `ema`:
-    ema_sum ← γ·ema_sum + (1−γ)·Σ_{t: z_t=s} k_t       ema_count ← γ·ema_count + (1−γ)·#{t: z_t=s}    [Lingle 2309.16354]
+    ema_sum ← γ·ema_sum + (1−γ)·Σ_{t: z_t=s} k_t       ema_count ← γ·ema_count + (1−γ)·#{t: z_t=s}   [Lingle 2309.16354]
+
+vector-quantize-pytorch 1.32.0 updates in every forward pass and smooths the counts (Laplace, 1e-5) before it divides;
+we follow the paper: once per optimizer step, with a floor. With `lookup: cosine` it normalises keys and codes, so that
+its quantized keys have length 1; we look up by angle only, because attention needs the code to stand for the key, and
+its length is part of the logit. Its dead-code replacement leaves the batch's sums in place; ours resets both.
 
 Axes:  B batch  H heads  T length  K key width  S codes
 """
@@ -12,61 +17,106 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from transformer_vq.config.base import ConfigError
 from transformer_vq.config.quantizer import VQConfig
-from transformer_vq.ops import estimators
-from transformer_vq.ops.nearest import lookup, nearest_code
-from transformer_vq.quantizers.base import Quantized
-from transformer_vq.quantizers.health import batch_health, code_counts, running_health
-from transformer_vq.quantizers.losses import commitment, squared_distance
-from transformer_vq.quantizers.scheduled import ScheduledQuantizer
+from transformer_vq.quantizers.health import running_health
+from transformer_vq.quantizers.initialize import kmeans, sample_keys
+from transformer_vq.quantizers.losses import diversity, orthogonality, wasserstein
+from transformer_vq.quantizers.nearest import NearestQuantizer
 from transformer_vq.quantizers.seeds import seeded
-from transformer_vq.quantizers.statistics import Statistics, add_over_processes
+from transformer_vq.quantizers.statistics import (
+    Statistics,
+    add_over_processes,
+    is_first_process,
+    real_keys,
+    take_from_first_process,
+)
 
 COUNT_FLOOR = 0.01  # the reference's: a code that is never used keeps a finite row
 
 
-class VectorQuantizer(ScheduledQuantizer):
-    """Keys in; codes, quantized keys and the commitment loss out. Owns the codebook; the arithmetic is in ops/."""
+class VectorQuantizer(NearestQuantizer):
+    """Keys in; codes, quantized keys and losses out. Owns the codebook and its statistics; the arithmetic is in ops/.
+
+    codebook: ema       buffers `ema_sum` (H, S, K) and `ema_count` (H, S), fp32 or wider whatever the model's dtype
+    codebook: gradient  parameter `weight` (H, S, K), and `ema_count`
+    """
 
     config: VQConfig
     ema_sum: Tensor
     ema_count: Tensor
 
     def __init__(self, config: VQConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
-        super().__init__(config, seed, layer, started=config.init == "normal")
+        super().__init__(config, seed, layer, sees_keys_first=config.init != "normal")
         H, S = heads, config.size
         rows = torch.randn(H, S, dim, generator=seeded(seed, layer, "codebook")) * (H * S) ** -0.5
-        self.register_buffer("ema_sum", rows)
+        self.metric = config.lookup
+        self.by_ema = config.codebook == "ema"
+        if self.by_ema:
+            self.register_buffer("ema_sum", rows)
+        else:
+            self.weight = nn.Parameter(rows)
         self.register_buffer("ema_count", torch.ones(H, S))
-        self.statistics = Statistics()
+        self.statistics = Statistics(sums=self.by_ema, candidates=S if config.dead_code_threshold > 0 else 0)
 
     @property
     def codebook(self) -> Tensor:
-        """(H, S, K), fp32 or wider."""
-        return self.ema_sum / self.ema_count.clamp_min(COUNT_FLOOR)[..., None]
+        """(H, S, K); the EMA codebook is fp32 or wider."""
+        return self.ema_sum / self.ema_count.clamp_min(COUNT_FLOOR)[..., None] if self.by_ema else self.weight
 
-    def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
-        """k (B, H, T, K); mask (B, T), True where a token is real."""
-        self.start_if_due(k, mask)
-        codebook = self.codebook
-        codes = nearest_code(k, codebook, self.config.lookup)
-        nearest = lookup(codebook.to(k.dtype), codes)
-        distance = squared_distance(k, nearest)
-        loss = commitment(distance, mask)
-        counts = code_counts(codes, self.config.size, mask)
-        if self.training and not self.warming_up:
-            self.statistics.collect(k, codes, counts, mask, self.ema_sum.dtype)
-        metrics = batch_health(k, nearest, distance.detach(), counts, mask) | running_health(self.ema_count, 1.0)
-        if self.warming_up:
-            return Quantized(codes, k, loss.detach() * 0, loss.detach(), metrics)
-        quantized = estimators.apply(self.config.estimator, k, nearest, codebook, codes)
-        return Quantized(codes, quantized, self.beta * loss, loss, metrics)
+    def codebook_loss(self, k: Tensor, nearest: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor | float:
+        """The terms whose weights are not zero."""
+        config = self.config
+        terms: list[Tensor | float] = []
+        if not self.by_ema:
+            terms.append(super().codebook_loss(k, nearest, codebook, mask))
+        if config.orthogonality_weight:
+            terms.append(config.orthogonality_weight * orthogonality(codebook))
+        if config.diversity_weight:
+            terms.append(config.diversity_weight * diversity(k, codebook, mask, config.temperature))
+        if config.wasserstein_weight:
+            terms.append(config.wasserstein_weight * wasserstein(real_keys(k, mask), codebook))
+        return sum(terms)
+
+    def collect(self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None) -> None:
+        """Add this forward pass to the statistics of the optimizer step."""
+        self.statistics.collect(k, codes, counts, mask, seeded(self.seed, self.layer, self.step, "candidates"))
+
+    def running_metrics(self) -> dict[str, Tensor]:
+        """Of the running counts."""
+        return running_health(self.ema_count, 1.0)
+
+    def initialise(self, k: Tensor, mask: Tensor | None) -> None:
+        """Codebook from the keys (B, H, T, K) of process 0: with `init: data` some of them, else their k-means centres.
+
+        Raises ConfigError on every process when they are fewer than the codes.
+        """
+        if self.config.init == "normal" and self.config.start_step == 0:
+            return
+        keys, like = real_keys(k, mask), self._statistics_like()
+        found = torch.tensor(keys.shape[1], device=like.device)
+        take_from_first_process(found)
+        if found < self.config.size:
+            name = "start_step" if self.config.start_step else "init"
+            raise ConfigError(
+                f"quantizer.{name} = {getattr(self.config, name)}: makes the codebook from the keys of one batch, and "
+                f"{found} a head are fewer than codes = {self.config.size}; enlarge the micro-batch or take fewer codes"
+            )
+        rows = torch.zeros_like(like)
+        if is_first_process():
+            generator = seeded(self.seed, self.layer, "first codebook")
+            if self.config.init == "data":
+                rows.copy_(sample_keys(keys, self.config.size, generator))
+            else:
+                rows.copy_(kmeans(keys, self.config.size, generator, self.metric))
+        take_from_first_process(rows)
+        self._replace(torch.ones_like(self.ema_count, dtype=torch.bool), rows, 1.0)
 
     def pending(self) -> tuple[Tensor, Tensor]:
         """What this process collected since the last application: sum (H, S, K) and count (H, S)."""
-        return self.statistics.pending(self.ema_sum)
+        return self.statistics.pending(self._statistics_like())
 
     def ema_target(self, total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """What `ema_sum` and `ema_count` become for a step's sums: γ·old + (1−γ)·new."""
@@ -75,22 +125,49 @@ class VectorQuantizer(ScheduledQuantizer):
 
     @torch.no_grad()
     def apply_codebook_statistics(self) -> None:
-        """Move the codebook by what all processes collected; nothing moves when none collected anything."""
+        """Move the codebook by what all processes collected; nothing moves when none collected anything.
+
+        Every process must call it. Codes whose running count is then below the threshold become keys of this step.
+        """
         total, count = self.pending()
         add_over_processes(total, count)
-        if count.any():
-            new_sum, new_count = self.ema_target(total, count)
-            self.ema_sum.copy_(new_sum)
-            self.ema_count.copy_(new_count)
+        collected = bool(count.any())
+        if collected:
+            keep = self.config.ema
+            if self.by_ema:
+                self.ema_sum.mul_(keep).add_(total, alpha=1 - keep)
+            self.ema_count.mul_(keep).add_(count, alpha=1 - keep)
+        threshold = self.config.dead_code_threshold
+        if collected and threshold > 0:
+            generator = seeded(self.seed, self.layer, self.step, "replacement")
+            rows, n = self.statistics.candidates(self._statistics_like(), generator)
+            dead = self.ema_count < threshold
+            turn = dead.cumsum(-1) - 1  # the first dead code takes the first candidate
+            dead &= turn < n
+            rows = rows.gather(1, turn.clamp_min(0)[..., None].expand_as(rows))
+            self._replace(dead, rows, max(threshold, 1.0))
         self.statistics.discard()
 
     def discard_codebook_statistics(self) -> None:
         """Forget what was collected, for a step that is skipped."""
         self.statistics.discard()
 
+    @torch.no_grad()
+    def _replace(self, where: Tensor, rows: Tensor, count: float) -> None:
+        """Set the rows (H, S, K) of the codes where (H, S) is true, with a running count and sums to match."""
+        self.ema_count.masked_fill_(where, count)
+        if self.by_ema:
+            self.ema_sum.copy_(torch.where(where[..., None], rows * count, self.ema_sum))
+        else:
+            self.weight.copy_(torch.where(where[..., None], rows, self.weight))
+
+    def _statistics_like(self) -> Tensor:
+        """A tensor of the shape (H, S, K) and the type in which statistics are kept."""
+        return self.ema_sum if self.by_ema else self.weight.detach().to(self.ema_count.dtype)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Keep the statistics at fp32 or wider when the model is cast to a narrower type."""
-        statistics = {id(self.ema_sum), id(self.ema_count)}
+        statistics = {id(self.ema_count), id(self.ema_sum) if self.by_ema else None}
 
         def keep_wide(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

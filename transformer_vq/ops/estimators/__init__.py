@@ -71,6 +71,11 @@ def register(name: str, estimator: Estimator) -> None:
     ESTIMATORS[name] = estimator
 
 
+def uses(name: str, argument: str) -> bool:
+    """Whether the estimator takes `argument`, like "generator"."""
+    return argument in inspect.signature(resolve(name, ESTIMATORS | IMAGE_ESTIMATORS, "estimator")).parameters
+
+
 def check(name: str, on_keys: bool = True) -> None:
     """Raises ValueError unless `name` is an estimator: one of the tables or `module:function`, and fit for keys."""
     if name in IMAGE_ONLY:
@@ -104,7 +109,7 @@ def apply(
     estimator = resolve(name, ESTIMATORS | IMAGE_ESTIMATORS, "estimator")
     if k.shape != q.shape:
         raise ValueError(f"estimator {name}: k {tuple(k.shape)} and q {tuple(q.shape)} must have one shape")
-    offered = {
+    offered: dict[str, Any] = {
         "codebook": codebook,
         "codes": codes,
         "generator": generator,

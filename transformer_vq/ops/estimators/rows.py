@@ -76,7 +76,7 @@ def random_rotation(k: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
     """G = (‖q‖/‖k‖) times a rotation by the angle of `rotation`, in a random plane through k̄; a control.
 
     generator: on the device of k. Made from (seed, step, layer) it lets a recomputed forward pass draw the same planes.
-    torch.compile breaks the graph at any draw from a generator (2.13): the one thing in this file that it does not fuse.
+    torch.compile breaks its graph at any draw from a generator (torch 2.13), so here and in `gumbel`.
     """
     noise = torch.randn(k.shape, generator=generator, device=k.device, dtype=torch.float32)
     return through(k, q, _random_rotation, noise)
