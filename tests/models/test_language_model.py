@@ -31,6 +31,7 @@ VARIANTS = {
     "transformer-grouped": {"block": "transformer", "kv_heads": 2, "position": "rotary", "absolute_positions": True},
     "window-only": {"cache": False},
     "full": {"quantizer": {"kind": "none"}},
+    "full-scalar": {"quantizer": {"kind": "none"}, "position": "scalar"},
     "full-rotary": {"quantizer": {"kind": "none"}, "position": "rotary", "kv_heads": 2},
     "full-window-only": {"quantizer": {"kind": "none"}, "cache": False},
     "mixed": {"per_layer": {"1": {"kind": "none"}}},
@@ -299,13 +300,14 @@ def test_dropout_is_off_in_evaluation_and_keeps_the_mean_in_training():
     m.train()
     torch.manual_seed(0)
     seen = set()
-    for _ in range(20):  # an example skips the block, or gets twice the update
-        for row, whole in zip(m.features(tokens)[0] - embedded, update, strict=True):
-            skipped = not row.any()
-            seen.add(skipped)
-            if not skipped:
+    for _ in range(20):  # each example by itself skips the block, or gets twice the update
+        rows = m.features(tokens)[0] - embedded
+        skipped = tuple(not row.any() for row in rows)
+        seen.add(skipped)
+        for row, whole, skip in zip(rows, update, skipped, strict=True):
+            if not skip:
                 same(row, 2 * whole)
-    assert seen == {True, False}
+    assert len(seen) == 4
 
 
 def test_warm_up_is_full_attention_and_ends_at_its_step():
@@ -325,6 +327,7 @@ def test_warm_up_is_full_attention_and_ends_at_its_step():
     assert not late.keeps_every_key
     assert not torch.allclose(late(tokens).logits, out.logits)
     same(late(tokens, state=out.state).logits, late(tokens).logits)
+    same(full(tokens, state=late(tokens).state).logits, out.logits)  # nor the other way round
 
 
 def test_statistics_reach_every_layer():
