@@ -32,12 +32,14 @@ class Panel(NamedTuple):
     log: bool = False
     level: float | None = None
     """A value worth a dotted line, such as the ratio 1."""
+    limits: tuple[float, float] | None = None
+    """Of the vertical axis, for what has a natural scale; else it fits the numbers."""
 
 
 PICTURES = {
     "loss": [Panel("loss", "loss, nats per token"), Panel("bits_per_byte", "bits per byte")],
     "codebooks": [
-        Panel("usage", "share of the codes in use", per_layer=True),
+        Panel("usage", "share of the codes in use", per_layer=True, limits=(0, 1.03)),
         Panel("perplexity", "perplexity of the codes", per_layer=True, log=True),
     ],
     "keys": [
@@ -138,11 +140,7 @@ def _splits(axes: Axes, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None
             width = len(y) // 100
             x, y = x[width - 1 :], np.convolve(y, np.full(width, 1 / width), mode="valid")  # noqa: PLW2901
         marker = "" if split == "train" and len(y) > 1 else "o"
-        axes.plot(x, y, color=colour, label=split, linewidth=1.5, marker=marker, markersize=3.5)
-        axes.annotate(
-            f"{y[-1]:.4g}", (x[-1], y[-1]), xytext=(4, 4 if split != "train" else -10), textcoords="offset points",
-            fontsize=8, color=colour, annotation_clip=False,
-        )  # fmt: skip
+        axes.plot(x, y, color=colour, label=f"{split}  {y[-1]:.4g}", linewidth=1.5, marker=marker, markersize=3.5)
     finite = np.concatenate([y for _, y in lines.values()])
     finite = finite[np.isfinite(finite)]
     if len(finite) > 20:  # the first steps from a random model would squeeze everything that follows
@@ -182,6 +180,8 @@ def _layers(axes: Axes, lines: dict[int, tuple[np.ndarray, np.ndarray]], records
 def _finish(axes: Axes, panel: Panel, x: str) -> None:
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(panel.label, fontsize=9)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.tick_params(labelsize=8)
