@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,12 +15,13 @@ from transformer_vq.images.pictures import Array
 CURVES = {
     "quality": [
         Panel("loss", "training loss"),
-        Panel("mse", "mean squared error, pixels in [0, 1]", log=True),
+        Panel("mse", "mean squared error, pixels in [0, 1]"),
         Panel("psnr", "PSNR, dB"),
     ],
     "codebooks": PICTURES["codebooks"],
     "keys": PICTURES["keys"],
 }
+GAP = 2  # pixels between pictures
 
 
 def write_curves(run_dir: Path) -> list[Path]:
@@ -32,15 +32,27 @@ def write_curves(run_dir: Path) -> list[Path]:
 
 
 def write_reconstructions(real: Array, fake: Array, path: Path) -> Path:
-    """A grid of three rows: input, reconstruction, absolute error (brighter is larger; white is half the range)."""
+    """Three rows: input, reconstruction, absolute error twice as bright (white is half the range)."""
     error = np.abs(real.astype(np.int16) - fake).clip(0, 127).astype(np.uint8) * 2
-    figure = Figure(figsize=(1.0 * len(real) + 0.9, 3.3), layout="constrained")
-    rows = figure.subplots(3, len(real), squeeze=False)
-    for axes, name, pictures in zip(rows, ("input", "reconstruction", "error × 2"), (real, fake, error), strict=True):
-        for ax, picture in zip(axes, pictures, strict=True):
-            _show(ax, picture)
-        axes[0].set_ylabel(name, fontsize=9)
+    tiled = np.concatenate([_row(pictures) for pictures in (real, fake, error)], axis=1)
+    height = real.shape[2] + GAP
+    figure = Figure(figsize=(1.0 * len(real) + 1.2, 3.2 * height / (real.shape[3] + GAP)), layout="constrained")
+    axes = figure.subplots()
+    if tiled.shape[0] == 1:
+        axes.imshow(tiled[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        axes.imshow(tiled.transpose(1, 2, 0), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([(row + 0.5) * height for row in range(3)], ["input", "reconstruction", "error × 2"], fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return _save(figure, path)
+
+
+def _row(pictures: Array) -> Array:
+    """(n, C, h, w) side by side on white: (C, h + gap, n (w + gap))."""
+    framed = np.pad(pictures, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=255)
+    return np.concatenate(list(framed), axis=2)
 
 
 def write_usage(histograms: Sequence[Tensor], path: Path) -> Path:
@@ -66,17 +78,6 @@ def write_usage(histograms: Sequence[Tensor], path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return _save(figure, path)
-
-
-def _show(axes: Axes, picture: Array) -> None:
-    """(C, h, w)."""
-    if picture.shape[0] == 1:
-        axes.imshow(picture[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    else:
-        axes.imshow(picture.transpose(1, 2, 0), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> Path:

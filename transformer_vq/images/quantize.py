@@ -56,6 +56,7 @@ class LatentQuantizer(nn.Module):
         self.parts, self.seed = config.product, seed
         self.step, self.noise = 0, cast(torch.Generator | None, None)
         self.estimator = getattr(settings, "estimator", "ste")
+        self.temperature, self.alpha = getattr(settings, "temperature", 1.0), getattr(settings, "alpha", 1.0)
         self.cosine = getattr(settings, "lookup", "euclidean") == "cosine"
         if self.estimator in IMAGE_ESTIMATORS:  # the module finds the codes and owns the codebook; the value is ours
             settings = settings.model_copy(update={"estimator": "ste"})
@@ -72,7 +73,7 @@ class LatentQuantizer(nn.Module):
     @property
     def warming_up(self) -> bool:
         """True while latents pass unquantized (`start_step`)."""
-        return bool(getattr(self.stages[0], "warming_up", False))
+        return self.quantizers[0].warming_up
 
     def forward(self, z: Tensor) -> Latents:
         """z (B, C, h, w) -> `Latents`. With cosine lookup latents are normalised first, as in the rotation paper."""
@@ -123,7 +124,7 @@ class LatentQuantizer(nn.Module):
         books = [book.to(k.dtype) for book, _ in chosen]
         q = torch.stack([lookup(book, codes) for book, (_, codes) in zip(books, chosen, strict=True)]).sum(0)
         codebook, codes = (books[0], chosen[0][1]) if len(chosen) == 1 else (None, None)
-        return estimators.apply(self.estimator, k, q, codebook, codes, self.noise)
+        return estimators.apply(self.estimator, k, q, codebook, codes, self.noise, self.temperature, self.alpha)
 
     def _rows(self, z: Tensor) -> Tensor:
         """(B, H·K, h, w) -> (1, H, N, K)."""

@@ -230,11 +230,11 @@ def check_fits(config: ImageRunConfig, corpus: ImageCorpus) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     q = images.quantizer
-    if isinstance(q, VQConfig) and q.init != "normal":
+    if isinstance(q, VQConfig) and (q.init != "normal" or q.start_step):
         pictures = min(len(corpus.splits["train"]), config.train.micro_batch or config.train.batch_size)
         cells = pictures * (shape.height // images.factor) * (shape.width // images.factor)
         if cells < q.codes:
             raise ConfigError(
-                f"images.quantizer.codes = {q.codes}: init: {q.init} takes them from the first batch, whose {pictures} "
-                f"pictures have {cells} grid cells; fewer codes, more pictures, or init: normal"
+                f"images.quantizer.codes = {q.codes}: they are made from one batch (init: {q.init}, start_step: "
+                f"{q.start_step}), whose {pictures} pictures have {cells} grid cells; fewer codes or more pictures"
             )
