@@ -209,6 +209,12 @@ def test_eval_of_other_text(capsys, place, trained):
     assert json.loads(capsys.readouterr().out)["contexts"][0]["tokens"] == 379  # 5 % of 7,600 bytes, less the first
 
 
+def test_eval_of_too_little_text_is_the_users_input(capsys, place, trained):
+    capsys.readouterr()
+    (place / "short.txt").write_text("twenty characters ..")
+    assert "valid of" in error_of(capsys, "eval", trained, f"data.source={place / 'short.txt'}")
+
+
 def test_generate_prints_prompt_and_text(capsys, trained):
     capsys.readouterr()
     assert run(["generate", trained, "--prompt", "line ", "--tokens", "8", "--temperature", "0"]) == 0
@@ -235,6 +241,13 @@ def test_generate_batches_prompts_and_files_and_the_empty_prompt(capsys, place, 
     assert all(len(text["tokens"]) == 5 for text in texts)
     assert run(["generate", trained, "--tokens", "5", "--seed", "3", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["texts"][0]["tokens"]) == 5
+
+
+def test_a_tokenizer_without_line_ends_wants_a_prompt(capsys, trained, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr("transformer_vq.data.tokenizers.Tokenizer.encode", lambda self, text: [])
+    assert "give it some text" in error_of(capsys, "generate", trained)
+    assert run(["generate", trained, "--prompt", "a", "--tokens", "2"]) == 0
 
 
 def test_describe_folds_equal_layers_and_gives_each_in_json(capsys):

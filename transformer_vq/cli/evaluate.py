@@ -123,10 +123,12 @@ def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunCo
 
 def read_split(settings: RunConfig, split: str) -> TokenFile:
     """The split's tokens, prepared now where they are not in the cache."""
-    from transformer_vq.data import prepare
+    from transformer_vq.data import check_lengths, prepare
 
     with console(to_stderr=True).status("preparing the corpus"):
-        return prepare(settings.data).splits[split]
+        corpus = prepare(settings.data)
+    check_lengths(corpus, seq_len=1)
+    return corpus.splits[split]
 
 
 def scores_table(results: Sequence[Mapping[str, Any]]) -> Table:

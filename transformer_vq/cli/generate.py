@@ -54,20 +54,23 @@ def generate(
 
     from transformer_vq.evaluation import generate as continue_
 
-    tokenizer = loaded.tokenizer
+    tokenizer, start = loaded.tokenizer, start_token(loaded)
+    encoded = [tokenizer.encode_bytes(text).tolist() for text in texts]
+    if start is None and not all(encoded):
+        raise ConfigError("--prompt: the tokenizer finds no token in it, nor in an end of line; give it some text")
     streams = not json and len(texts) == 1 and sys.stdout.isatty()
     if streams:
         sys.stdout.write(printable(texts[0].decode(errors="replace")))
     new = continue_(
         loaded.model,
-        [tokenizer.encode_bytes(text).tolist() for text in texts],
+        encoded,
         tokens,
         temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
         on_token=stream(tokenizer) if streams else None,
-        start=start_token(loaded),
+        start=start,
     )
     if streams:
         sys.stdout.write("\n")
@@ -97,9 +100,10 @@ def read_prompt(name: str) -> bytes:
         raise ConfigError(f"--prompt-file {name}: {error.strerror}") from None
 
 
-def start_token(loaded: LoadedRun) -> int:
-    """What a text without a prompt begins after: the end of the document separator, or of a line."""
-    return loaded.tokenizer.encode(loaded.config.data.document_separator or "\n")[-1]
+def start_token(loaded: LoadedRun) -> int | None:
+    """What a text without a prompt begins after: the end of the document separator, or of a line; None: no token."""
+    ends = loaded.tokenizer.encode(loaded.config.data.document_separator or "\n")
+    return ends[-1] if ends else None
 
 
 def stream(tokenizer: Tokenizer) -> Callable[[Sequence[int]], None]:
