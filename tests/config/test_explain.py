@@ -8,6 +8,10 @@ LINES = [
     ({"modl": 3}, "modl: no such key; did you mean model?"),
     ({"model": {"widht": 3}}, "model.widht: no such key; did you mean model.width?"),
     ({"model": {"quantizer": {"estimatr": "ste"}}}, "model.quantizer.estimatr: no such key; did you mean"),
+    (
+        {"model": {"quantizer": {"kind": "none", "codes": 4}}},
+        "model.quantizer.codes: no such key; known with kind none: kind",
+    ),
     ({"model": 3}, "model = 3: must be keys and values"),
     ({"model": {"layers": "6"}}, "model.layers = 6: must be a whole number"),
     ({"model": {"layers": 2.5}}, "model.layers = 2.5: must be a whole number"),
@@ -28,7 +32,10 @@ LINES = [
     ),
     ({"model": {"quantizer": {"kind": "fsq", "levels": [8, 1]}}}, "model.quantizer.levels.1 = 1: must be at least 2"),
     ({"model": {"quantizer": {"kind": "fsq", "levels": []}}}, "model.quantizer.levels = []: must be of at least 1"),
-    ({"model": {"quantizer": {"kind": "bsq", "bits": 4, "codes": 15}}}, "model.quantizer.codes = 15: must equal 2^bits"),
+    (
+        {"model": {"quantizer": {"kind": "bsq", "bits": 4, "codes": 15}}},
+        "model.quantizer.codes = 15: must equal 2^bits",
+    ),
     ({"model": {"quantizer": {"estimator": "ibq"}}}, "model.quantizer.estimator = ibq: needs codebook: gradient"),
     (
         {"model": {"quantizer": {"wasserstein_weight": 1.0}}},

@@ -46,7 +46,8 @@ def explain(error: ValidationError, *schema: type[BaseModel]) -> str:
     path, kind = _strip_tags(first["loc"]), first["type"]
     key, value, context = ".".join(path), first.get("input"), first.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{key}: no such key{_did_you_mean(path, schema)}"
+        tag = next((str(part) for part in first["loc"] if str(part) in _TAGS), None)
+        return f"{key}: no such key{_did_you_mean(path, schema, tag)}"
     if kind == "missing":
         return f"{key}: is missing"
     if kind == "value_error":
@@ -98,22 +99,24 @@ def _strip_tags(location: Sequence[Any]) -> list[str]:
     return path
 
 
-def _did_you_mean(path: Sequence[str], schema: Sequence[type[BaseModel]]) -> str:
-    """A hint with the closest known key beside the unknown one; else the keys that there are."""
-    known = _fields_at(path[:-1], schema)
+def _did_you_mean(path: Sequence[str], schema: Sequence[type[BaseModel]], tag: str | None) -> str:
+    """A hint with the closest known key beside the unknown one, those of kind `tag` in a union; else all there are."""
+    known = _fields_at(path[:-1], schema, tag)
     near = difflib.get_close_matches(path[-1], known, n=1)
     if near:
         return f"; did you mean {'.'.join([*path[:-1], near[0]])}?"
-    return f"; known here: {', '.join(known)}" if known else ""
+    return f"; known {f'with kind {tag}' if tag else 'here'}: {', '.join(known)}" if known else ""
 
 
-def _fields_at(path: Sequence[str], schema: Sequence[type[BaseModel]]) -> list[str]:
-    """Names of the settings at a dotted path, those of every kind where a union stands there."""
+def _fields_at(path: Sequence[str], schema: Sequence[type[BaseModel]], tag: str | None) -> list[str]:
+    """Names of the settings at a dotted path; where a union stands there, those of the kind `tag`."""
     classes = list(schema)
     for name in path:
         classes = [
             c for owner in classes if name in owner.model_fields for c in _classes(owner.model_fields[name].annotation)
         ]
+    if len(classes) > 1 and tag is not None:
+        classes = [c for c in classes if c.model_fields["kind"].default == tag] or classes
     return list(dict.fromkeys(field for c in classes for field in c.model_fields))
 
 
