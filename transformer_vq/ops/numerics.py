@@ -39,21 +39,20 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of rows, (..., K), (..., K) -> (..., 1). An einsum: a product and a sum would write (..., K)."""
-    return torch.einsum("...k,...k->...", a, b).unsqueeze(-1)
+    """Inner product of rows, (..., K), (..., K) -> (..., 1)."""
+    return torch.linalg.vecdot(a, b).unsqueeze(-1)
 
 
 def largest_entry(x: Tensor) -> Tensor:
     """max |x| of each row, (..., K) -> (..., 1); NaN where the row holds one."""
-    low, high = x.aminmax(dim=-1, keepdim=True)
-    return torch.maximum(high, -low)
+    return x.abs().amax(-1, keepdim=True)
 
 
 class Direction(NamedTuple):
     """Rows as direction and length, in a form that neither overflows nor underflows: row = size · length · unit."""
 
     unit: Tensor
-    """(..., K), of length 1; zero where not ok."""
+    """(..., K), of length 1; where not ok it means nothing and may be NaN."""
     size: Tensor
     """(..., 1), the largest entry: rows are divided by it before anything is squared."""
     length: Tensor
@@ -66,7 +65,7 @@ def direction(x: Tensor) -> Direction:
     """Direction and length of each row, (..., K)."""
     size = largest_entry(x)
     ok = (size > 0) & size.isfinite()
-    scaled = torch.where(ok, x, 0.0) / torch.where(ok, size, 1.0)
+    scaled = x / torch.where(ok, size, 1.0)
     length = scaled.norm(dim=-1, keepdim=True)
     return Direction(scaled / torch.where(ok, length, 1.0), size, length, ok)
 

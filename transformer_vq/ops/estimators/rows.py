@@ -138,7 +138,7 @@ def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     length = x.norm(dim=-1, keepdim=True)
     exists = length > 4 * torch.finfo(x.dtype).eps
-    return torch.where(exists, x / length, 0.0), exists
+    return x / torch.where(exists, length, torch.inf), exists
 
 
 def _reflect(g: Tensor, axis: Tensor) -> Tensor:
