@@ -105,7 +105,7 @@ def test_a_missing_config_names_the_recipes():
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(ConfigError, match="a folder without config.yaml"):
+    with pytest.raises(ConfigError, match=r"a folder without config\.yaml"):
         find_config(tmp_path)
 
 
