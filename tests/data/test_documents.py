@@ -72,15 +72,32 @@ def test_damaged_archives_are_one_line(tmp_path, suffix, pack, damage):
     assert "\n" not in str(error.value)
 
 
-@property_test
-@given(st.lists(text, max_size=4), st.sampled_from(["\0", "\n\n", "aba", "€"]))
-def test_documents_end_with_the_separator(texts, separator):
-    pieces = [piece for t in texts for piece in cut(t.encode(), "here")]
+@st.composite
+def separated(draw):
+    """Documents made of little else than a separator, each in pieces of one to three bytes."""
+    separator = draw(st.sampled_from([b"\0", b"\n\n", b"aba", b"abcab"]))
+    texts = draw(
+        st.lists(st.lists(st.sampled_from([b"a", b"b", b"c", b"\n", b"\0", separator]), max_size=12), max_size=4)
+    )
+    pieces, wholes = [], [b"".join(parts) for parts in texts]
+    for whole in wholes:
+        at = 0
+        while at < len(whole):
+            size = draw(st.integers(1, 3))
+            pieces.append(Piece(whole[at : at + size], at == 0, "here", at))
+            at += size
+    return separator, wholes, pieces
+
+
+@settings(property_test, max_examples=500)
+@given(separated())
+def test_documents_end_with_the_separator(case):
+    separator, wholes, pieces = case
     want = []
-    for t in texts:
-        parts = t.split(separator)
+    for whole in wholes:
+        parts = whole.split(separator)
         want += [part + separator for part in parts[:-1]] + [parts[-1]]
-    assert documents_of(split_at_separator(pieces, separator.encode())) == [w.encode() for w in want if w]
+    assert documents_of(split_at_separator(pieces, separator)) == [document for document in want if document]
 
 
 def test_offsets_after_splitting_point_into_the_file():

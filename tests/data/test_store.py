@@ -157,6 +157,22 @@ def test_killed_while_writing_leaves_no_entry_and_the_next_one_cleans_up(book, w
     assert entries(cache) == [corpus.folder.name]
 
 
+def test_an_entry_appears_at_once_and_flushed(book, monkeypatch):
+    """It is the very folder that was flushed under another name, renamed: at no moment is it there and not whole."""
+    flushed, flush = [], store.flush
+
+    def record(path):
+        flushed.append((path.name, path.stat().st_ino))
+        flush(path)
+
+    monkeypatch.setattr(store, "flush", record)
+    folder = prepare(settings_for(book)).folder
+    inodes = [inode for _, inode in flushed]
+    assert {path.stat().st_ino for path in folder.iterdir()} < set(inodes)
+    assert inodes[-2:] == [folder.stat().st_ino, folder.parent.stat().st_ino]
+    assert flushed[-2][0].startswith(f".{folder.name}.")
+
+
 def prepare_and_report(book, barrier, queue):
     barrier.wait()
     written = []
