@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from image_cases import run_config, write_pictures
 
-from transformer_vq.config import ConfigError
+from transformer_vq.config import ConfigError, save_config
 from transformer_vq.images import run
 from transformer_vq.images.task import ImageTask
 from transformer_vq.training.checkpoints import load_tensors
@@ -121,3 +123,24 @@ def test_a_folder_that_is_no_good_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match=r"a05\.png"):
         run(run_config(tmp_path / "r", data={"source": str(folder)}), quiet=True)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.distributed
+def test_two_processes_equal_one(tmp_path):
+    images = {"gan": {**GAN["gan"], "adaptive": False}}
+    blocks = {"train": {"precision": "fp64"}, "eval": {"every": 2, "frechet": "classifier", "classifier_steps": 2}}
+    run(run_config(tmp_path / "one", images, **blocks), quiet=True)
+    save_config(run_config(tmp_path / "two", images, **blocks), tmp_path / "two.yaml")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "transformer_vq", "images", str(tmp_path / "two.yaml"), "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
+        try:
+            output, _ = launcher.communicate(timeout=200)
+        except subprocess.TimeoutExpired:
+            launcher.terminate()  # it takes its two processes with it; a kill would leave them
+            raise
+    assert launcher.returncode == 0, output
+    for player in ("model", "discriminator"):
+        a, b = (weights(tmp_path / name, 4, player) for name in ("one", "two"))
+        for name in a:
+            assert torch.allclose(a[name].double(), b[name].double(), rtol=1e-6, atol=1e-9), name

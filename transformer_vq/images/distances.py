@@ -19,6 +19,9 @@ from transformer_vq.images.sources import ImageCorpus
 UNOBTAINABLE = (ImportError, OSError, RuntimeError)  # no package, no network, a download that isn't what it should be
 
 
+ALONE: dict[str, Any] = {"sync_on_compute": False}  # the main process evaluates while the others wait for it
+
+
 class Unobtainable(Exception):
     """A network's weights are not at hand: one line that says why."""
 
@@ -41,8 +44,8 @@ class Inception:
             from torchmetrics.image.fid import FrechetInceptionDistance
             from torchmetrics.image.inception import InceptionScore
 
-            self.fid = FrechetInceptionDistance(feature=2048).set_dtype(torch.float64).to(device)
-            self.score = InceptionScore().to(device)
+            self.fid = FrechetInceptionDistance(feature=2048, **ALONE).set_dtype(torch.float64).to(device)
+            self.score = InceptionScore(**ALONE).to(device)
         except UNOBTAINABLE as error:
             raise Unobtainable(_reason("FID and Inception score", error)) from None
 
@@ -66,7 +69,7 @@ class ClassifierDistance:
         self.trained = classifier_of(corpus, steps, cache, device)
         feature: nn.Module = self.trained.model.double()
         size = (corpus.shape.channels, corpus.shape.height, corpus.shape.width)
-        self.frechet = FrechetInceptionDistance(feature=feature, input_img_size=size).to(device)
+        self.frechet = FrechetInceptionDistance(feature=feature, input_img_size=size, **ALONE).to(device)
         self.frechet.set_dtype(torch.float64)
 
     def update(self, pictures: Tensor, decoded: Tensor) -> None:

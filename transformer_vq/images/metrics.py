@@ -23,7 +23,7 @@ from torch import Tensor
 from transformer_vq.evaluation.health import LayerHealth
 from transformer_vq.evaluation.mode import evaluating
 from transformer_vq.images.batches import to_bytes, to_unit
-from transformer_vq.images.distances import Distance
+from transformer_vq.images.distances import ALONE, Distance
 from transformer_vq.images.model import ImageModel
 from transformer_vq.images.pictures import Pictures
 from transformer_vq.images.quantize import Latents
@@ -82,8 +82,8 @@ def evaluate_split(
     squares = absolutes = 0.0
     values, count = 0, min(len(pictures), limit or len(pictures))
     with evaluating(model) as device:
-        psnr = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3)).to(device)
-        ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+        psnr = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **ALONE).to(device)
+        ssim = StructuralSimilarityIndexMeasure(data_range=1.0, **ALONE).to(device)
         for start in range(0, count, batch_size):
             raw = torch.from_numpy(pictures.read(np.arange(start, min(start + batch_size, count)))).to(device)
             out = model(to_unit(raw).to(model.last_layer.dtype))
