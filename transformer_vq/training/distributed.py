@@ -6,8 +6,11 @@ starts one process; neither says so. Hence `cpu=` and the comparison with what t
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,7 +37,7 @@ class ProcessesDiffer(RuntimeError):
 
 @contextmanager
 def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
-    """An `Accelerator` for one run. Nothing of it is left behind: another run may follow in the same process.
+    """An `Accelerator` for one run. Nothing but the launcher's process group is left behind, for the next run to use.
 
     Raises RuntimeError when the number of processes is not what the launcher was asked for.
     """
@@ -59,10 +62,25 @@ def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
         yield accelerator
     finally:
         if dist.is_initialized() and not had_group:
-            dist.destroy_process_group()
+            atexit.register(_leave_group)  # not now: the next run needs it, a second rendezvous would hang
         if not had_state:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+
+
+def _leave_group() -> None:
+    gc.collect()  # DDP's reducers sit in cycles and hold the group, whose threads must not outlive the interpreter
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share_gradients(module: nn.Module, accelerator: Accelerator, partly_used: bool) -> nn.Module:
+    """The module as DDP wraps it (alone: as it is). Buffers stay each process's own: codebooks are kept equal by us."""
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.find_unused_parameters = partly_used
+    with warnings.catch_warnings():  # torch 2.13 renames the argument, Accelerate knows the old name only
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare_model(module)
 
 
 def asked_for() -> int:

@@ -22,6 +22,7 @@ from transformer_vq.config.quantizer import NoneConfig
 from transformer_vq.data import Batch, Corpus, check_lengths, load_tokenizer, prepare, stream_batch, window_batch
 from transformer_vq.data.tokenizers import Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
@@ -105,13 +106,13 @@ class LanguageTask(Task):
 
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """See `transformer_vq.evaluation.evaluate`; during training at most `eval.max_tokens`."""
-        from transformer_vq.evaluation import evaluate
+        from transformer_vq.evaluation import default_context, evaluate
 
         settings = self.config.eval
         return evaluate(
             self.model,
             self.corpus.splits[split],
-            context=evaluation_context(self.config),
+            context=settings.context or default_context(self.model, self.config.train.seq_len),
             batch_size=settings.batch_size,
             max_tokens=None if final else settings.max_tokens,
             reset_documents=self.config.data.document_boundaries == "reset",
@@ -141,17 +142,16 @@ class LanguageTask(Task):
             self.states[slot] = _state(on_device, f"{slot}.")
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
-        """Take every tensor whose name and shape are ours; a layer whose quantizer is of another kind keeps its own."""
+        """Take every tensor whose name and shape are ours; a quantizer is taken whole, from one of its kind, or not."""
         theirs = load_config(run, [], RunConfig).model.layer_quantizers()
         ours = self.config.model.layer_quantizers()
-        other = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a.kind != b.kind]
-        left_out = tuple(f"layers.{i}.quantizer." for i in other)
         state = self.model.state_dict()
-        taken = {
-            name: tensor
-            for name, tensor in weights.items()
-            if name in state and state[name].shape == tensor.shape and not name.startswith(left_out)
-        }
+        fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
+        for i, (a, b) in enumerate(zip(theirs, ours, strict=False)):
+            mine = {name for name in (*state, *weights) if name.startswith(f"layers.{i}.quantizer.")}
+            if a.kind != b.kind or not mine <= fits:
+                fits -= mine
+        taken = {name: tensor for name, tensor in weights.items() if name in fits}
         if not taken:
             raise ConfigError(f"train.init_from = {run}: no tensor there has the name and shape of one of this model's")
         self.model.load_state_dict(taken, strict=False)
@@ -184,6 +184,7 @@ class LoadedRun(NamedTuple):
 
 def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
+    check_names(config.model)
     resolved = config.model_copy(update={"model": config.model.resolved()})
 
     def make(accelerator: Accelerator) -> LanguageTask:
@@ -213,13 +214,6 @@ def with_vocabulary(model: TransformerVQConfig, tokenizer: Tokenizer) -> Transfo
             f"model.vocab_size = {model.vocab_size}: must be at least {tokenizer.vocab_size}, the tokenizer's tokens"
         )
     return model.model_copy(update={"vocab_size": model.vocab_size or tokenizer.vocab_size})
-
-
-def evaluation_context(config: RunConfig) -> Any:
-    """`eval.context`, or what null stands for: full; for a model with full-attention layers `train.seq_len`."""
-    if config.eval.context is not None:
-        return config.eval.context
-    return config.train.seq_len if config.model.full_attention else "full"
 
 
 def state_size(model: TransformerVQConfig) -> str:

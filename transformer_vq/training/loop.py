@@ -91,10 +91,12 @@ def train(
                 progress.say(f"{folder.path} holds a finished run of this config; --overwrite to run it again")
                 return finished
             task = make_task(accelerator)
+            new = overwrite or on_main(accelerator, folder.checkpoints.last) is None
+            origin = _warm_start(task, settings.init_from, accelerator) if new and settings.init_from else {}
             step = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
             on_main(accelerator, lambda: task.begin(folder.path))
             loop = Loop(config, task, accelerator, folder, progress)
-            loop.start(step)
+            loop.start(step, origin)
             return loop.run()
 
 
@@ -110,18 +112,11 @@ class Loop:
         self.step = Stepper(task, config.train, config.seed, accelerator)
         self.done, self.units, self.seconds = 0, 0, 0.0
 
-    def start(self, step: int) -> None:
-        """Take everything from the checkpoint of `step`; 0: start anew, or from the weights of another run."""
-        lines = {}
+    def start(self, step: int, origin: Mapping[str, str]) -> None:
+        """Take everything from the checkpoint of `step`, 0: start anew; then say what is about to happen."""
         if step:
             self._load(step)
-            lines["goes on"] = f"after step {step}, from {self.checkpoints.path(step)}"
-        elif self.train.init_from is not None:
-            checkpoint = find_checkpoint(self.train.init_from)
-            on_main(self.accelerator, lambda: verify(checkpoint))
-            first = next(iter(self.task.players))
-            notes = self.task.warm_start(load_tensors(checkpoint / f"{first}.safetensors"), checkpoint.parents[1])
-            lines["starts from"] = f"{checkpoint}; {'; '.join(notes) or 'every tensor is taken'}"
+            origin = {"goes on": f"after step {step}, from {self.checkpoints.path(step)}"}
         self.step.wrap()
         train, count = self.train, self.accelerator.num_processes
         self.progress.announce(
@@ -130,7 +125,7 @@ class Loop:
                 "training": f"{train.steps:,} steps of {train.batch_size}, {train.optimizer}, {train.precision}",
                 "device": device_name(self.accelerator.device) + (f", {count} processes" if count > 1 else ""),
                 "writes to": str(self.folder.path),
-                **lines,
+                **origin,
             }
         )
 
@@ -286,6 +281,18 @@ class Loop:
             return self.folder.summary()
 
         return on_main(self.accelerator, write) or {}
+
+
+def _warm_start(task: Task, origin: str, accelerator: Accelerator) -> dict[str, str]:
+    """Weights of another run for the first player; a line for the first screen."""
+    try:
+        checkpoint = find_checkpoint(origin)
+    except ConfigError as error:
+        raise ConfigError(f"train.init_from = {error}") from None
+    on_main(accelerator, lambda: verify(checkpoint))
+    first = next(iter(task.players))
+    notes = task.warm_start(load_tensors(checkpoint / f"{first}.safetensors"), checkpoint.parents[1])
+    return {"starts from": f"{checkpoint}; {'; '.join(notes)}"}
 
 
 def find_checkpoint(origin: str) -> Path:

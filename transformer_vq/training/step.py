@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from transformer_vq.config.run import OptimizationConfig
-from transformer_vq.training.distributed import everyones, sum_over_processes
+from transformer_vq.training.distributed import everyones, share_gradients, sum_over_processes
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.schedule import learning_rate
 from transformer_vq.training.task import Losses, MicroBatch, Task
@@ -47,9 +47,7 @@ class Stepper:
         for name, player in self.task.players.items():
             if self.train.compile:
                 player.module.compile()
-            if self.accelerator.ddp_handler is not None:
-                self.accelerator.ddp_handler.find_unused_parameters = player.partly_used
-            self.modules[name] = self.accelerator.prepare_model(player.module)
+            self.modules[name] = share_gradients(player.module, self.accelerator, player.partly_used)
 
     def __call__(self, step: int) -> tuple[dict[str, float], int]:
         """Make optimizer step `step`, counted from 0: its record, and the units read by all processes.

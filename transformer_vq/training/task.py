@@ -104,7 +104,7 @@ class Task(ABC):
         """Take back what `carried` gave."""
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
-        """Start the first player from another run's weights; returns lines that say what was not taken."""
+        """Start the first player from another run's weights; returns what was taken and what was not."""
         raise NotImplementedError(f"{type(self).__name__} cannot start from another run")
 
     def begin(self, folder: Path) -> None:  # noqa: B027
