@@ -8,7 +8,7 @@ import torch
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.bench.doctor import Batch, diagnose
 from transformer_vq.ops import estimators
-from transformer_vq.quantizers import vq
+from transformer_vq.quantizers import nearest, vq
 
 BASE = {"vocab_size": 32, "layers": 1, "width": 32, "key_dim": 16, "value_dim": 32, "window": 8, "block_len": 8}
 
@@ -78,7 +78,7 @@ def test_reports_become_json():
 class TestPlantedFaults:
     def test_a_forward_value_that_is_no_code(self, monkeypatch):
         rotated = lambda name, k, q, *rest, **more: (q - k).detach() + k
-        monkeypatch.setattr(vq.estimators, "apply", rotated)
+        monkeypatch.setattr(nearest.estimators, "apply", rotated)
         assert checks(build())["forward"].status == "red"
 
     def test_a_gradient_that_is_not_the_estimators(self, monkeypatch):
@@ -113,8 +113,8 @@ class TestPlantedFaults:
         assert "rotation multiplies the task gradient" in found.advice
 
     def test_codes_that_point_away(self, monkeypatch):
-        farthest = vq.nearest_code
-        monkeypatch.setattr(vq, "nearest_code", lambda k, codebook, metric: farthest(-k, codebook, metric))
+        farthest = nearest.nearest_code
+        monkeypatch.setattr(nearest, "nearest_code", lambda k, codebook, metric: farthest(-k, codebook, metric))
         assert checks(build())["cosine"].status == "red"
 
     def test_keys_on_a_line(self):
@@ -138,7 +138,7 @@ class TestPlantedFaults:
             k, c = k.bfloat16(), codebook.bfloat16()
             return (c.square().sum(-1)[:, None] - 2 * k @ c.mT).argmin(-1)
 
-        monkeypatch.setattr(vq, "nearest_code", careless)
+        monkeypatch.setattr(nearest, "nearest_code", careless)
         model = build()
         q = model.layers[0].quantizer
         q.ema_sum.copy_(q.ema_sum[:, :1] + 0.01 * q.ema_sum)  # codes so close that bf16 cannot tell them apart

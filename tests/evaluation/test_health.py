@@ -9,7 +9,13 @@ from models_for_evaluation import tiny_model, tiny_split
 from transformer_vq.evaluation import language
 from transformer_vq.evaluation.language import evaluate
 
-NAMES = {"usage", "perplexity", "dead_codes", "norm_ratio", "cosine", "relative_error"}
+NAMES = {"usage", "perplexity", "dead_codes", "norm_ratio", "cosine", "relative_error", "key_rank", "code_rank"}
+
+
+def effective_rank(rows):
+    """exp(entropy of the singular values) of (H, N, K), mean over heads."""
+    sigma = torch.linalg.svdvals(rows.double())
+    return torch.special.entr(sigma / sigma.sum(-1, keepdim=True)).sum(-1).exp().mean()
 
 
 def keys_and_results(model, tokens):
@@ -44,6 +50,8 @@ def test_equals_the_numbers_of_all_keys_at_once(kind, monkeypatch):
             "norm_ratio": (q.norm(dim=-1) / width).mean(),
             "cosine": torch.cosine_similarity(k, q, dim=-1).mean(),
             "relative_error": ((k - q).norm(dim=-1) / width).mean(),
+            "key_rank": effective_rank(k[0]),
+            "code_rank": effective_rank(model.layers[i].quantizer.codebook.detach()),
         }
         assert {name: got[f"layer{i}/{name}"] for name in NAMES} == pytest.approx(
             {name: value.item() for name, value in want.items()}, rel=1e-6

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformer_vq.bench import oracle
 from transformer_vq.models import TransformerVQ
 from transformer_vq.quantizers import Quantized, Quantizer
+from transformer_vq.quantizers.health import effective_rank
 
 SCALED_BY_RATIO = ("rotation", "rotation_tangent", "rotation_centred", "scale", "reflection", "random_rotation")
 ROWS = 32  # keys held against explicit matrices; each costs a K×K matrix in fp64
@@ -283,9 +284,8 @@ def check_cosine(value: float, cure: str) -> Check:
 
 def check_rank(name: str, rows: Tensor, advice: str) -> Check:
     """Effective rank of (H, N, K), mean over heads, against the largest possible."""
-    sigma = torch.linalg.svdvals(rows.double())
-    p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
-    rank = torch.special.entr(p).sum(-1).exp().mean().item()
+    wide = rows.double()
+    rank = effective_rank(wide.mT @ wide).item()
     possible = min(rows.shape[1:])
     status = "green" if possible == 1 else grade(rank / possible, 0.25, 1.5 / possible)
     return Check(name, status, rank, "" if status == "green" else f"effective rank {rank:.1f} of {possible}; {advice}")

@@ -40,6 +40,8 @@ HEALTH = {
     "norm_ratio": "‖q‖/‖k‖",
     "cosine": "cosine",
     "relative_error": "relative error",
+    "key_rank": "key rank",
+    "code_rank": "code rank",
 }
 
 

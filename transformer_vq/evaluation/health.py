@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.attention import VQAttention
 from transformer_vq.quantizers import Quantized, Quantizer
-from transformer_vq.quantizers.health import batch_health, code_counts, perplexity
+from transformer_vq.quantizers.health import batch_health, code_counts, effective_rank, perplexity
 
 MEANS = ("norm_ratio", "cosine", "relative_error")
 
@@ -24,7 +24,10 @@ MEANS = ("norm_ratio", "cosine", "relative_error")
 class LayerHealth:
     """What one layer's quantizer did with the keys that counted."""
 
-    def __init__(self, heads: int, size: int) -> None:
+    def __init__(self, codebook: Tensor) -> None:
+        heads, size, width = codebook.shape
+        self.code_rank = effective_rank(codebook.mT @ codebook).item()
+        self.key_gram = torch.zeros(heads, width, width, dtype=torch.float64, device=codebook.device)
         self.counts = torch.zeros(heads, size, dtype=torch.float64)
         self.sums = dict.fromkeys(MEANS, 0.0)
         self.tokens = 0
@@ -38,6 +41,8 @@ class LayerHealth:
         tokens = int(counted.sum())
         for name in MEANS:
             self.sums[name] += health[name].item() * tokens
+        keys = (k * counted[:, None, :, None]).transpose(0, 1).flatten(1, 2).to(distance.dtype)
+        self.key_gram += keys.mT @ keys
         self.tokens += tokens
         self.counts += counts.cpu().double()
 
@@ -49,6 +54,8 @@ class LayerHealth:
             "perplexity": perplexity(self.counts).item(),
             "dead_codes": (1 - used).sum(-1).mean().item(),
             **{name: total / max(self.tokens, 1) for name, total in self.sums.items()},
+            "key_rank": effective_rank(self.key_gram).item(),
+            "code_rank": self.code_rank,
         }
 
 
@@ -56,9 +63,9 @@ class SplitHealth:
     """Listens to every quantizer of a model while the `with` block runs.
 
     `summary()` -> per layer `layer0/usage` (share of the codes that were chosen at least once), `perplexity` (exp of
-    the entropy of the choices), `dead_codes` (never chosen; in training records: by the running counts), and the means
-    of `norm_ratio`, `cosine` and `relative_error` as a batch has them; all averaged over heads. Layers that do not
-    quantize, or not yet, have none.
+    the entropy of the choices), `dead_codes` (never chosen; in training records: by the running counts), the means of
+    `norm_ratio`, `cosine` and `relative_error` as a batch has them, and the effective ranks `key_rank` and `code_rank`;
+    all averaged over heads. Layers that do not quantize, or not yet, have none.
     """
 
     def __init__(self, model: TransformerVQ) -> None:
@@ -70,8 +77,7 @@ class SplitHealth:
 
     def __enter__(self) -> Self:
         for i, quantizer in self._quantizers.items():
-            heads, size, _ = quantizer.codebook.shape
-            self.layers[i] = LayerHealth(heads, size)
+            self.layers[i] = LayerHealth(quantizer.codebook.detach())
             self._hooks.append(quantizer.register_forward_hook(self._listener(i)))
         return self
 

@@ -45,7 +45,7 @@ class CodeMeter:
         if not latents.codes.numel():
             return
         if not self.stages:
-            self.stages = [LayerHealth(*q.codebook.shape[:2]) for q in model.quantizer.quantizers]
+            self.stages = [LayerHealth(q.codebook.detach()) for q in model.quantizer.quantizers]
         used = []
         for health, stage in zip(self.stages, latents.stages, strict=True):
             codes = stage.result.codes[0]  # (H, N)

@@ -34,6 +34,17 @@ def perplexity(counts: Tensor) -> Tensor:
     return (torch.special.entr(share).sum(-1).exp() * (counts.sum(-1) > 0)).mean()
 
 
+def effective_rank(gram: Tensor) -> Tensor:
+    """exp(entropy of the singular values) of vectors with Gram matrices Σ x xᵀ (H, K, K), mean over heads  [Roy 2007].
+
+    K directions used alike have rank K, copies of one vector rank 1; 0 where there are no vectors.
+    """
+    sigma = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
+    total = sigma.sum(-1, keepdim=True)
+    share = sigma / total.clamp_min(torch.finfo(torch.float64).tiny)
+    return (torch.special.entr(share).sum(-1).exp() * (total[..., 0] > 0)).mean()
+
+
 @torch.no_grad()
 def batch_health(k: Tensor, q: Tensor, distance: Tensor, counts: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Metrics of one batch. k, q (B, H, T, K); distance (B, H, T) = ‖k − q‖²; counts (H, S) of the batch."""
