@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from transformer_vq.bench.images import run
+
+
+def test_both_are_timed_and_theirs_is_the_yardstick():
+    pytest.importorskip("vector_quantize_pytorch")
+    ours, theirs = run(codes=16, code_dim=4, width=4, batch_size=2, repeats=2)
+    assert (ours["implementation"], theirs["implementation"]) == ("transformer_vq", "vector-quantize-pytorch")
+    assert theirs["speedup"] == 1
+    assert ours["speedup"] == pytest.approx(ours["images_per_s"] / theirs["images_per_s"])

@@ -1,0 +1,105 @@
+"""Images per second of a VQ-VAE's training step with our quantizer and with vector-quantize-pytorch's, side by side.
+
+The same encoder, decoder, batch, optimizer, codes, rotation estimator, Euclidean lookup, commitment term and EMA; the
+two take turns in one process, so that a busy machine slows both. Medians over the turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from transformer_vq.config import ConfigError
+from transformer_vq.config.images import ImagesConfig
+from transformer_vq.config.quantizer import VQConfig
+from transformer_vq.images.model import ImageModel
+
+SIDE = 32
+CHANNELS = 3
+EMA = 0.8  # that package's default
+
+
+def run(
+    codes: int = 1024, code_dim: int = 32, width: int = 16, batch_size: int = 64, repeats: int = 9, device: str = "cpu"
+) -> list[dict[str, str | float]]:
+    """-> a row each for ours and theirs: implementation, images_per_s, speedup over theirs.
+
+    32x32 colour pictures to a 16x16 grid of codes, fp32; a step is forward, backward, AdamW and the EMA.
+    Raises ConfigError when the other package is not installed.
+    """
+    try:
+        from vector_quantize_pytorch import VectorQuantize
+    except ImportError:
+        raise ConfigError(
+            "bench images: needs vector-quantize-pytorch to compare with; pip install vector-quantize-pytorch==1.32.0"
+        ) from None
+    quantizer = VQConfig(codes=codes, estimator="rotation", ema=EMA, commit=1 / code_dim)
+    config = ImagesConfig(width=width, multipliers=[1, 2], code_dim=code_dim, quantizer=quantizer)
+    ours, rest = (ImageModel(config, CHANNELS).to(device).train() for _ in range(2))
+    theirs = VectorQuantize(
+        dim=code_dim, codebook_size=codes, decay=EMA, commitment_weight=1.0, rotation_trick=True, accept_image_fmap=True
+    ).to(device)  # its commitment term is a mean over the width
+    pictures = torch.rand(batch_size, CHANNELS, SIDE, SIDE, device=device) * 2 - 1
+
+    def our_loss() -> Tensor:
+        out = ours(pictures)
+        return out.loss + out.latents.loss
+
+    def their_loss() -> Tensor:
+        quantized, _, commitment = theirs(rest.encoder(pictures))
+        return rest.criterion(rest.decoder(quantized), pictures) + commitment.sum()
+
+    steps = {
+        "transformer_vq": _step(our_loss, ours, ours.apply_codebook_statistics),
+        "vector-quantize-pytorch": _step(their_loss, nn.ModuleList([rest.encoder, rest.decoder]), lambda: None),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 2):
+        for name, step in steps.items():
+            elapsed = _timed(step, device)
+            if turn > 1:  # two turns warm up
+                seconds[name].append(elapsed)
+    medians = {name: median(values) for name, values in seconds.items()}
+    return [
+        {
+            "implementation": name,
+            "images_per_s": batch_size / medians[name],
+            "speedup": medians["vector-quantize-pytorch"] / medians[name],
+        }
+        for name in steps
+    ]
+
+
+def table(rows: list[dict[str, str | float]], title: str) -> None:
+    """Print the rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("implementation", "images/s (median)", "speed over theirs", title=title)
+    for row in rows:
+        shown.add_row(str(row["implementation"]), f"{row['images_per_s']:.0f}", f"{row['speedup']:.1f}×")
+    Console().print(shown)
+
+
+def _step(loss: Callable[[], Tensor], module: nn.Module, after: Callable[[], None]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        after()
+
+    return step
+
+
+def _timed(step: Callable[[], None], device: str) -> float:
+    began = time.perf_counter()
+    step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
