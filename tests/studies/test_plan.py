@@ -131,5 +131,5 @@ def test_more_than_a_thousand_runs_with_consent(write):
 
 def test_a_base_must_say_what_it_is(write, tmp_path):
     (tmp_path / "other.yaml").write_text("seed: 1")
-    with pytest.raises(ConfigError, match="must hold one of the keys model, images"):
+    with pytest.raises(ConfigError, match="must hold one of the keys model, images, toy"):
         load_study(write(base=str(tmp_path / "other.yaml")))

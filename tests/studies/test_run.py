@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 import toy_runs
-import yaml
 
 from transformer_vq.config import ConfigError
-from transformer_vq.studies import kinds
 from transformer_vq.studies.engines import slots
 from transformer_vq.studies.execute import ending
 from transformer_vq.studies.folder import lock, read_status
@@ -23,29 +21,7 @@ from transformer_vq.studies.plan import load_study
 from transformer_vq.studies.run import choose, metric_of, run_study, state_of
 from transformer_vq.studies.trial import estimate
 
-BASE = {"model": {"layers": 2, "width": 32, "key_dim": 8, "value_dim": 16}, "train": {"steps": 20, "lr": 0.01}}
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    kind = kinds.Kind("transformer_vq.config:RunConfig", "toy_runs:run", "train")
-    monkeypatch.setitem(kinds.KINDS, "model", kind)
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
-
-    def write_study(*estimators, **settings):
-        study = {
-            "question": "Which?",
-            "base": str(tmp_path / "base.yaml"),
-            "run_dir": str(tmp_path / "out"),
-            "seeds": [0, 1],
-            "factors": {"model.quantizer.estimator": list(estimators or ["ste", "rotation"])},
-            **settings,
-        }
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(study, sort_keys=False))
-        return path
-
-    return write_study
+ESTIMATOR = "model.quantizer.estimator"
 
 
 def runs_of(study):
@@ -57,8 +33,8 @@ def calls(run):
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def test_runs_everything_once_and_then_nothing(write):
-    study, said = load_study(write()), []
+def test_runs_everything_once_and_then_nothing(write_toy):
+    study, said = load_study(write_toy()), []
     assert run_study(study, say=said.append) == {"done": 4}
     assert run_study(study, say=said.append) == {"done": 4}
     assert [calls(run) for run in runs_of(study)] == [1, 1, 1, 1]
@@ -68,8 +44,8 @@ def test_runs_everything_once_and_then_nothing(write):
     assert "a toy run" in (runs_of(study)[0].folder / "log.txt").read_text()
 
 
-def test_every_way_to_fail_is_recorded_and_the_rest_goes_on(write):
-    study = load_study(write("ste", "diverges", "eats_memory", "is_broken", "dies", seeds=[0]))
+def test_every_way_to_fail_is_recorded_and_the_rest_goes_on(write_toy):
+    study = load_study(write_toy("ste", "diverges", "eats_memory", "is_broken", "dies", seeds=[0]))
     states = run_study(study, at_once=2, say=lambda text: None)
     assert states == {"done": 1, "diverged": 1, "out_of_memory": 1, "failed": 1, "killed": 1}
     errors = {run.arm: read_status(run.folder)["error"] for run in runs_of(study)}
@@ -82,31 +58,31 @@ def test_every_way_to_fail_is_recorded_and_the_rest_goes_on(write):
     )
 
 
-def test_a_diverged_run_is_a_result_and_others_are_tried_again(write):
-    study = load_study(write("diverges", "is_broken", "dies_once", seeds=[0]))
+def test_a_diverged_run_is_a_result_and_others_are_tried_again(write_toy):
+    study = load_study(write_toy("diverges", "is_broken", "dies_once", seeds=[0]))
     assert run_study(study, say=lambda text: None) == {"diverged": 1, "failed": 1, "killed": 1}
     assert run_study(study, say=lambda text: None) == {"diverged": 1, "failed": 1, "done": 1}
     assert [calls(run) for run in runs_of(study)] == [1, 2, 2]
 
 
-def test_one_configuration_of_two_levels_runs_once(write):
+def test_one_configuration_of_two_levels_runs_once(write_toy):
     each = {"model.per_layer": {"all": {"estimator": "rotation"}}}
     variants = {"default": {"model.quantizer.estimator": "rotation"}, "each": each}
-    study = load_study(write(factors={}, variants=variants, seeds=[0]))
+    study = load_study(write_toy(factors={}, variants=variants, seeds=[0]))
     assert run_study(study, at_once=2, say=lambda text: None) == {"done": 1}
     assert sum(calls(run) for run in runs_of(study)[:1]) == 1
     assert len(list(study.folder.glob("*/summary.json"))) == 1
 
 
-def test_more_seeds_later_run_only_what_is_new(write):
-    run_study(load_study(write()), say=lambda text: None)
-    study = load_study(write("ste", "rotation", "scale", seeds=[0, 1, 2]))
+def test_more_seeds_later_run_only_what_is_new(write_toy):
+    run_study(load_study(write_toy()), say=lambda text: None)
+    study = load_study(write_toy("ste", "rotation", "scale", seeds=[0, 1, 2]))
     assert run_study(study, say=lambda text: None) == {"done": 9}
     assert {calls(run) for run in runs_of(study)} == {1}
 
 
-def test_tuning_chooses_on_valid_and_compares_with_fresh_seeds(write):
-    path = write("ste", "diverges", tune={"train.lr": [0.001, 0.012, 0.1]}, tune_seeds=[7, 8], seeds=[0, 1])
+def test_tuning_chooses_on_valid_and_compares_with_fresh_seeds(write_toy):
+    path = write_toy("ste", "diverges", tune={"train.lr": [0.001, 0.012, 0.1]}, tune_seeds=[7, 8], seeds=[0, 1])
     study, said = load_study(path), []
     assert run_study(study, say=said.append) == {"done": 6 + 2, "diverged": 6}
     chosen = choose(study, study.tuning_runs())
@@ -116,23 +92,23 @@ def test_tuning_chooses_on_valid_and_compares_with_fresh_seeds(write):
     assert any("diverges: no tuned value" in line for line in said)
 
 
-def test_another_study_in_the_folder_is_refused(write):
-    run_study(load_study(write(seeds=[0])), say=lambda text: None)
+def test_another_study_in_the_folder_is_refused(write_toy):
+    run_study(load_study(write_toy(seeds=[0])), say=lambda text: None)
     with pytest.raises(ConfigError, match=r"holds another study.*factors"):
-        run_study(load_study(write(factors={"train.lr": [0.1, 0.2]})))
+        run_study(load_study(write_toy(factors={"train.lr": [0.1, 0.2]})))
 
 
-def test_the_primary_comparison_is_fixed_once_runs_exist(write):
-    primary = {"levels": {"model.quantizer.estimator": "rotation"}}
-    run_study(load_study(write("ste", "rotation", "scale", primary=primary, seeds=[0])), say=lambda text: None)
-    with pytest.raises(ConfigError, match=r"primary\.levels\.model.quantizer.estimator: rotation -> scale"):
-        run_study(
-            load_study(write("ste", "rotation", "scale", primary={"levels": {"model.quantizer.estimator": "scale"}}))
-        )
+def test_the_primary_comparison_is_fixed_once_runs_exist(write_toy):
+    def primary(estimator):
+        return write_toy("ste", "rotation", "scale", seeds=[0], primary={"levels": {ESTIMATOR: estimator}})
+
+    run_study(load_study(primary("rotation")), say=lambda text: None)
+    with pytest.raises(ConfigError, match=r"primary\.levels\.model\.quantizer\.estimator: rotation -> scale"):
+        run_study(load_study(primary("scale")))
 
 
-def test_a_folder_in_use_is_refused_by_name(write):
-    study = load_study(write())
+def test_a_folder_in_use_is_refused_by_name(write_toy):
+    study = load_study(write_toy())
     with lock(study.folder / ".lock") as held:
         held.write("123 on here")
         held.flush()
@@ -140,15 +116,15 @@ def test_a_folder_in_use_is_refused_by_name(write):
             run_study(study)
 
 
-def test_a_folder_that_is_a_run_is_refused(write, tmp_path):
-    toy_runs.run(load_study(write()).final_runs({"ste": {}, "rotation": {}})[0].settings)
+def test_a_folder_that_is_a_run_is_refused(write_toy, tmp_path):
+    toy_runs.run(load_study(write_toy()).final_runs({"ste": {}, "rotation": {}})[0].settings)
     run_dir = next((tmp_path / "out").iterdir())
     with pytest.raises(ConfigError, match="is the folder of a run"):
-        run_study(load_study(write(run_dir=str(run_dir))))
+        run_study(load_study(write_toy(run_dir=str(run_dir))))
 
 
-def test_a_tampered_run_is_refused(write):
-    study = load_study(write(seeds=[0]))
+def test_a_tampered_run_is_refused(write_toy):
+    study = load_study(write_toy(seeds=[0]))
     run_study(study, say=lambda text: None)
     path = runs_of(study)[0].folder / "config.yaml"
     path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))
@@ -188,8 +164,8 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
-def test_a_killed_study_takes_its_workers_along_and_goes_on_later(write, tmp_path):
-    path = write("sleeps", "ste", seeds=[0])
+def test_a_killed_study_takes_its_workers_along_and_goes_on_later(write_toy, tmp_path):
+    path = write_toy("sleeps", "ste", seeds=[0])
     study = load_study(path)
     sleeping, quick = runs_of(study)
     process = start(path, tmp_path)
@@ -225,23 +201,23 @@ def test_cores_are_shared_out():
     assert len(slots(cores + 3)) == cores + 3 and all(slot.cores for slot in slots(cores + 3))
 
 
-def test_a_trial_measures_and_leaves_nothing(write):
-    study = load_study(write())
-    result = estimate(study, runs_of(study))
+def test_a_trial_measures_and_leaves_nothing(write_toy):
+    study = load_study(write_toy())
+    result = estimate(study)
     assert result.tried == ["ste", "rotation"] and result.seconds > 0
     assert not study.folder.exists()
     run_study(study, say=lambda text: None)
-    assert estimate(study, runs_of(study)).seconds == 0
+    assert estimate(study).seconds == 0
 
 
-def test_a_trial_that_fails_says_why(write):
-    study = load_study(write("is_broken"))
+def test_a_trial_that_fails_says_why(write_toy):
+    study = load_study(write_toy("is_broken"))
     with pytest.raises(ConfigError, match="a trial of is_broken ended: failed; RuntimeError: a bug"):
-        estimate(study, runs_of(study))
+        estimate(study)
 
 
-def test_a_metric_that_is_missing_or_not_finite_is_nan(write):
-    study = load_study(write(seeds=[0]))
+def test_a_metric_that_is_missing_or_not_finite_is_nan(write_toy):
+    study = load_study(write_toy(seeds=[0]))
     run_study(study, say=lambda text: None)
     run = runs_of(study)[0]
     assert metric_of(run, "test", "bits_per_byte") == pytest.approx(2, abs=0.2)

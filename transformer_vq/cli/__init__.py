@@ -19,6 +19,7 @@ from transformer_vq.cli.evaluate import eval_
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
 from transformer_vq.cli.plot import plot
+from transformer_vq.cli.study import study
 from transformer_vq.cli.train import train
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(study, name="study")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,8 @@ class Arm:
     name: str
     levels: dict[str, str]
     settings: dict[str, Any] = field(compare=False)
+    parts: dict[str, str] = field(default_factory=dict, compare=False)
+    """What each factor adds to the name; empty where the name is not made of parts."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class Design:
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def contrasts(self) -> dict[str, tuple[str, str]]:
+        """By compared arm: (where, what), like ("codes=64", "rotation − ste").
+
+        (its name, "") when all have one reference, or the name is not made of parts.
+        """
+        one = len(set(self.references.values())) == 1
+        found = {}
+        for name, reference in self.references.items():
+            a, b = self.arm(name), self.arm(reference)
+            changed = [key for key in a.parts if a.levels[key] != b.levels[key]]
+            where = " · ".join(part for key, part in a.parts.items() if key not in changed)
+            sides = (" · ".join(arm.parts[key] for key in changed) for arm in (a, b))
+            found[name] = (name, "") if one or not changed else (where, " − ".join(sides))
+        return found
 
 
 def make_design(study: StudyConfig, layers: int | None) -> Design:
@@ -128,7 +145,8 @@ class _Table:
         settings: dict[str, Any] = {}
         for key, name in levels.items():
             settings.update(self.settings(key, name))
-        return Arm(" · ".join(self._part(key, name) for key, name in levels.items()), levels, settings)
+        parts = {key: self._part(key, name) for key, name in levels.items()}
+        return Arm(" · ".join(parts.values()), levels, settings, parts)
 
     def _part(self, key: str, name: str) -> str:
         value = self.levels[key][name]

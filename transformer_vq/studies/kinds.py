@@ -22,8 +22,8 @@ class Kind:
     """module:Class of the settings."""
     runner: str
     """module:function (settings, resume=, overwrite=, quiet=) -> summary, leaving a run folder."""
-    command: str
-    """The console command that does the same."""
+    command: str | None
+    """The console command that does the same, where there is one."""
 
     def settings_class(self) -> type[Settings]:
         """The class behind `schema`."""
@@ -33,6 +33,7 @@ class Kind:
 KINDS = {
     "model": Kind("transformer_vq.config:RunConfig", "transformer_vq.training:run", "train"),
     "images": Kind("transformer_vq.config.images:ImageRunConfig", "transformer_vq.images:run", "images"),
+    "toy": Kind("transformer_vq.config.toy:ToyRunConfig", "transformer_vq.studies.toy:run", None),
 }
 
 

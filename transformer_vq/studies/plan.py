@@ -47,6 +47,8 @@ class Study:
     """A study that is ready to run."""
 
     name: str
+    source: str
+    """What the user named it by."""
     settings: StudyConfig
     kind: Kind
     design: Design
@@ -105,7 +107,8 @@ class Study:
         settings = settings.model_copy(update={"run_dir": str(folder)})
         changes = {**changes, "seed": seed, "run_dir": str(folder)}
         overrides = " ".join(shlex.quote(f"{key}={_written(value)}") for key, value in changes.items())
-        command = f"transformer-vq {self.kind.command} {shlex.quote(self.settings.base)} {overrides}"
+        program = f"transformer-vq {self.kind.command}" if self.kind.command else f"(within study {self.name})"
+        command = f"{program} {shlex.quote(self.settings.base)} {overrides}"
         return Run(arm.name, seed, stage, tuned, settings, content, folder, command)
 
 
@@ -127,7 +130,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
         if not any(key in tuned for grid in grids.values() for tuned in grid):
             raise ConfigError(f"tune.{key}: no such key in any arm")
     steps = _steps(settings, design, tree, kind)
-    study = Study(Path(source).stem, settings, kind, design, tree, grids, steps)
+    study = Study(Path(source).stem, str(source), settings, kind, design, tree, grids, steps)
     _few_enough(study.size(), many)
     study.final_runs({arm.name: {} for arm in design.arms})
     study.tuning_runs()

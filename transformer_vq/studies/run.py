@@ -64,6 +64,35 @@ def choose(study: Study, tuning: list[Run]) -> dict[str, dict[str, Any] | None]:
     return chosen
 
 
+def expected_runs(study: Study) -> list[Run]:
+    """All runs of both stages; where tuning has not chosen yet, with the first of the tuned values."""
+    tuning = study.tuning_runs()
+    chosen = choose(study, tuning)
+    guess = {arm: values or study.grids[arm][0] for arm, values in chosen.items()} if tuning else chosen
+    return [*tuning, *study.final_runs(guess)]
+
+
+def outline(study: Study) -> dict[str, Any]:
+    """The plan in numbers: arms with their runs and references, and totals."""
+    runs = expected_runs(study)
+    finished = {run.digest for run in unique(runs) if state_of(run) in RESULTS}
+    arms = []
+    for arm in study.design.arms:
+        mine = unique([run for run in runs if run.arm == arm.name])
+        reference = study.design.references.get(arm.name)
+        primary = arm.name == study.design.primary
+        done = sum(run.digest in finished for run in mine)
+        arms.append({"name": arm.name, "runs": len(mine), "finished": done, "reference": reference, "primary": primary})
+    return {
+        "question": study.settings.question,
+        "folder": str(study.folder),
+        "arms": arms,
+        "runs": len(unique(runs)),
+        "tuning": len(unique([run for run in runs if run.stage == "tune"])),
+        "finished": len(finished),
+    }
+
+
 def state_of(run: Run) -> str:
     """done, diverged, out_of_memory, failed, interrupted, killed, running or waiting."""
     return str(read_status(run.folder)["state"])

@@ -43,7 +43,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     if x.size < 2:
         return Interval(float(x.mean()) if x.size else math.nan, math.nan, math.nan, math.nan, x.size)
     mean, sd = float(x.mean()), float(x.std(ddof=1))
-    if sd == 0:
+    if sd <= 1e-12 * np.abs(x).max():  # no spread but that of rounding
         return Interval(mean, mean, mean, 0.0, x.size)
     low, high = stats.t.interval(CONFIDENCE, x.size - 1, loc=mean, scale=stats.sem(x))
     return Interval(mean, float(low), float(high), sd, x.size)

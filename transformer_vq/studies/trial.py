@@ -18,7 +18,7 @@ from transformer_vq.studies.engines import local
 from transformer_vq.studies.execute import Job
 from transformer_vq.studies.folder import RESULTS, read_status
 from transformer_vq.studies.plan import Run, Study
-from transformer_vq.studies.run import job_of, state_of, unique
+from transformer_vq.studies.run import expected_runs, job_of, state_of, unique
 
 ARMS = 4  # arms that are tried; the others are taken to cost the mean of those
 FEW, MORE = 2, 10  # steps of the runs that are compared
@@ -33,8 +33,9 @@ class Estimate:
     tried: list[str]
 
 
-def estimate(study: Study, runs: list[Run]) -> Estimate:
-    """Measure how long the unfinished of `runs` will take.  Raises ConfigError when a trial does not run through."""
+def estimate(study: Study) -> Estimate:
+    """Measure how long the unfinished runs will take.  Raises ConfigError when a trial does not run through."""
+    runs = expected_runs(study)
     finished: dict[str, list[float]] = defaultdict(list)
     for run in runs:
         if state_of(run) == "done" and (seconds := read_status(run.folder).get("seconds")):

@@ -1,0 +1,187 @@
+"""Results and report, from runs whose numbers are known."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import toy_runs
+
+from transformer_vq.config import ConfigError
+from transformer_vq.studies.folder import write_status
+from transformer_vq.studies.plan import load_study
+from transformer_vq.studies.report import write_report
+from transformer_vq.studies.results import collect, curve, failures, health, table
+from transformer_vq.studies.run import choose
+from transformer_vq.studies.words import verdict
+
+PRIMARY = {"primary": {"levels": {"model.quantizer.estimator": "rotation"}}, "equivalence": 0.01}
+
+
+def load_and_run(path):
+    """The study, with its runs made in this process: quick."""
+    study = load_study(path)
+    for stage in (study.tuning_runs, lambda: study.final_runs(choose(study, study.tuning_runs()))):
+        for run in stage():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                toy_runs.run(run.settings)
+                write_status(run.folder, state="done", seconds=1.0)
+            except toy_runs.TrainingDiverged as error:
+                write_status(run.folder, state="diverged", error=str(error), seconds=1.0)
+    return study
+
+
+def test_comparisons_are_paired_by_seed(write_toy):
+    study = load_and_run(write_toy("ste", "rotation", "scale", seeds=list(range(8)), **PRIMARY))
+    results = collect(study)
+    primary, other = results.comparisons
+    a, b = (results.values(name, "bits_per_byte") for name in ("rotation", "ste"))
+    assert primary.primary and primary.arm == "rotation" and not other.primary
+    assert primary.difference.mean == pytest.approx(np.mean([a[seed] - b[seed] for seed in range(8)]))
+    assert primary.difference.sd < 0.03 < results.interval("ste", "bits_per_byte").sd + 0.03
+    assert primary.p_corrected == primary.difference.p < 1e-3 and primary.equivalent is False
+    assert other.p_corrected == other.difference.p  # the only exploratory one
+
+
+def test_holm_covers_all_metrics_and_arms_but_the_primary(write_toy):
+    metrics = {"bits_per_byte": "min", "perplexity": "min"}
+    study = load_and_run(write_toy("ste", "rotation", "scale", seeds=[0, 1, 2, 3], metrics=metrics, **PRIMARY))
+    exploratory = [c for c in collect(study).comparisons if not c.primary]
+    assert len(exploratory) == 3
+    smallest = min(exploratory, key=lambda c: c.difference.p)
+    assert smallest.p_corrected == pytest.approx(3 * smallest.difference.p)
+
+
+def test_a_diverged_seed_makes_no_pair_and_is_counted(write_toy):
+    study = load_and_run(write_toy("ste", "rotation", seeds=[0, 1, 2, 3], **PRIMARY))
+    lost = next(r for r in collect(study).final if r.arm == "rotation" and r.seed == 2)
+    (lost.folder / "summary.json").unlink()
+    write_status(lost.folder, state="diverged", error="nan")
+    results = collect(study)
+    assert (results.primary.difference.n, results.primary.missing) == (3, 1)
+    assert [row["state"] for row in failures(results)] == ["diverged"]
+    assert any("1 of 4 seeds make no pair" in sentence for sentence in verdict(results))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "delta", "sentences"),
+    [
+        ("rotation", 0.2, ["rotation is better than ste.", "lies inside ±0.2: the two are equivalent"]),
+        ("random_rotation", 0.01, ["random_rotation is worse than ste.", "does not lie inside ±0.01"]),
+        ("reflection", 0.001, ["No difference was resolved.", "equivalence is not shown"]),
+    ],
+)
+def test_verdict(write_toy, estimator, delta, sentences):
+    primary = {"levels": {"model.quantizer.estimator": estimator}}
+    study = load_and_run(write_toy("ste", estimator, seeds=list(range(6)), primary=primary, equivalence=delta))
+    text = " ".join(verdict(collect(study)))
+    assert all(sentence in text for sentence in sentences), text
+
+
+def test_verdict_before_there_is_anything(write_toy):
+    assert verdict(collect(load_study(write_toy(**PRIMARY)))) == [
+        "rotation against ste: 0 of 2 seeds make a pair so far; two are needed."
+    ]
+    assert "exploratory" in verdict(collect(load_study(write_toy())))[0]
+
+
+def test_curve_is_the_mean_over_seeds_at_common_points(write_toy):
+    study = load_and_run(write_toy(seeds=[0, 1, 2]))
+    runs = [run for run in collect(study).final if run.arm == "ste"]
+    found = curve(runs, "valid", "bits_per_byte")
+    assert found.unit == "tokens" and len(found.x) == 11
+    last = [toy_runs.run(run.settings)["test"]["bits_per_byte"] for run in runs]
+    assert found.mean[-1] == pytest.approx(np.mean(last), abs=0.05)
+    assert (found.low <= found.mean).all() and (found.mean <= found.high).all()
+    assert curve(runs, "valid", "nothing") is None
+
+
+def test_health_is_by_layer(write_toy):
+    found = health(collect(load_and_run(write_toy(seeds=[0, 1]))), "ste")
+    assert set(found) == {"usage", "perplexity", "dead_codes", "norm_ratio", "cosine", "relative_error"}
+    assert set(found["usage"]) == {0, 1}
+
+
+@pytest.fixture
+def reported(write_toy, tmp_path):
+    def report(**settings):
+        study = load_and_run(write_toy(*settings.pop("estimators", ()), run_dir=str(tmp_path / "out"), **settings))
+        write_report(study)
+        return study.folder
+
+    return report
+
+
+def test_report_with_tuning_and_failures(reported):
+    folder = reported(
+        estimators=["ste", "rotation", "diverges"],
+        seeds=[0, 1, 2],
+        metrics={"bits_per_byte": "min", "layer0/usage": "max"},
+        tune={"train.lr": [0.005, 0.01, 0.02]},
+        tune_seeds=[9],
+        **PRIMARY,
+    )
+    html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for text in (html, markdown):
+        assert "Which?" in text and "rotation is better than ste." in text
+        assert "loss is nan at step 7" in text and "diverged" in text
+        assert "transformer-vq train" in text and "lr=0.01" in text and "uncorrected" in text
+    assert html.count("<svg") == 4
+    assert not re.search(r'(src|href)="(?!#|data:|runs\.)', html), "the page fetches something"
+    assert {path.stem for path in (folder / "plots").iterdir()} == {
+        "differences-bits_per_byte", "differences-layer0-usage", "curves", "health"
+    }  # fmt: skip
+    tables = re.findall(r"(?m)^\|.*\|\n\|[-:|]+\|\n(?:\|.*\|\n)+", markdown)
+    assert all(len({line.count("|") for line in t.splitlines()}) == 1 for t in tables) and len(tables) >= 4
+
+
+def test_report_by_layer(reported):
+    folder = reported(estimators=["ste", "rotation"], design="leave_one_layer_out", seeds=[0, 1])
+    assert (folder / "plots" / "layers.png").is_file()
+    assert "rotation but in layer 1" in (folder / "report.md").read_text()
+
+
+def test_report_over_a_grid(reported):
+    folder = reported(
+        factors={"model.window": [8, 16], "model.quantizer.codes": [16, 32], "model.cache": [True, False]},
+        baseline={"model.cache": True},
+        figures=[{"x": "codes", "y": "test/bits_per_byte", "series": "cache", "log_x": True}],
+    )
+    assert {"grid.png", "figure-0.png"} <= {path.name for path in (folder / "plots").iterdir()}
+    assert "cache=false − cache=true" in (folder / "report.md").read_text()
+
+
+def test_report_of_a_study_that_has_not_begun(write_toy):
+    study = load_study(write_toy(**PRIMARY))
+    for path in write_report(study):
+        assert path.is_file()
+    assert "4 of 4 runs have no result yet" in (study.folder / "report.html").read_text()
+
+
+def test_report_into_another_studys_folder_is_refused(write_toy):
+    from transformer_vq.studies.run import run_study
+
+    run_study(load_study(write_toy(seeds=[0])), say=lambda text: None)
+    with pytest.raises(ConfigError, match="holds another study"):
+        write_report(load_study(write_toy(factors={"train.lr": [0.1, 0.2]})))
+
+
+def test_table_has_every_number_of_every_run(write_toy):
+    study = load_and_run(write_toy("ste", "rotation", tune={"train.lr": [0.01, 0.02]}, tune_seeds=[9], seeds=[0, 1]))
+    runs = table(collect(study))
+    assert len(runs) == 4 + 4 and list(runs["stage"]) == ["tune"] * 4 + ["final"] * 4
+    assert set(runs.columns) >= {
+        "arm",
+        "level/estimator",
+        "seed",
+        "tuned/lr",
+        "test/bits_per_byte",
+        "valid/layer1/usage",
+    }
+    write_report(study)
+    again = pd.read_parquet(study.folder / "runs.parquet")
+    assert list(again["test/bits_per_byte"]) == list(runs["test/bits_per_byte"])
+    assert len(pd.read_csv(study.folder / "runs.csv")) == 8

@@ -1,0 +1,103 @@
+"""The report of a study, at any time from what is there: `report.html` (one file), its twin `report.md`, and all runs.
+
+report.html        everything inlined, pictures as SVG
+report.md          the same words and tables, pictures as plots/*.png
+runs.parquet/.csv  one row a run, for the reader's own tools
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from transformer_vq.studies import figures
+from transformer_vq.studies.folder import check_identity, write_text
+from transformer_vq.studies.plan import Study
+from transformer_vq.studies.results import Results, collect, table
+from transformer_vq.studies.words import describe
+
+
+def write_report(study: Study) -> list[Path]:
+    """Write report and tables into the study's folder; returns the files.  Raises ConfigError when it is another's."""
+    check_identity(study.settings, study.folder)
+    results = collect(study)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw(results)
+    runs = table(results)
+    runs.to_parquet(study.folder / "runs.parquet", index=False)
+    runs.to_csv(study.folder / "runs.csv", index=False)
+    for old in (study.folder / "plots").glob("*.png"):
+        old.unlink()
+    for name, (_, figure) in pictures.items():
+        path = study.folder / "plots" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=150)
+    environment = Environment(
+        loader=PackageLoader("transformer_vq.studies"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = describe(results)
+    html = environment.get_template("report.html").render(
+        **content, pictures={name: (caption, svg(figure)) for name, (caption, figure) in pictures.items()}
+    )
+    markdown = environment.get_template("report.md").render(
+        **content, pictures={name: (caption, f"plots/{name}.png") for name, (caption, _) in pictures.items()}
+    )
+    write_text(study.folder / "report.html", html)
+    write_text(study.folder / "report.md", markdown)
+    return [study.folder / name for name in ("report.html", "report.md", "runs.parquet", "runs.csv")]
+
+
+def draw(results: Results) -> dict[str, tuple[str, Figure]]:
+    """name -> (caption, figure), those that have something to show."""
+    settings = results.study.settings
+    wanted = {
+        f"differences-{metric.replace('/', '-')}": (
+            f"Paired differences in {settings.split} {metric}. The intervals are not corrected for how many there are; "
+            "corrected p-values stand in the table.",
+            figures.forest(results, metric),
+        )
+        for metric in settings.metrics
+    }
+    wanted |= {
+        "layers": (
+            "What a level does in which layer: put into one layer, against the baseline everywhere; taken out of one "
+            "layer, against the level everywhere.",
+            figures.layer_map(results),
+        ),
+        "grid": (
+            f"Mean {settings.split} {settings.main_metric} over seeds; darker is better.",
+            figures.grid_map(results),
+        ),
+    }
+    for i, figure in enumerate(settings.figures):
+        caption = f"{figure.y} against {figure.x}: means over seeds with 95 % t intervals, uncorrected."
+        wanted[f"figure-{i}"] = (caption, figures.lines(results, figure))
+    shown = f" The {figures.MOST_LINES} foremost arms." if len(results.arms) > figures.MOST_LINES else ""
+    wanted |= {
+        "curves": (
+            f"Learning curves on the {settings.tune_split} split: mean over finished seeds; band: 95 % t interval of "
+            f"the mean, uncorrected.{shown}",
+            figures.curves(results),
+        ),
+        "health": (
+            f"Codebooks of the finished models on the whole {settings.split} split, mean over seeds.{shown}",
+            figures.health_map(results),
+        ),
+    }
+    return {name: (caption, figure) for name, (caption, figure) in wanted.items() if figure is not None}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element to stand inside a page; the same bytes for the same figure."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "transformer-vq"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
