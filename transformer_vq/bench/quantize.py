@@ -1,0 +1,130 @@
+"""Our quantizer beside `VectorQuantize(rotation_trick=True)` of vector-quantize-pytorch: time and memory of one step.
+
+A step is lookup, estimator, statistics and one application of the moving averages, forward and backward, on the same
+keys. Times are medians of runs that take turns in one process; memory is that of a fresh process each.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from transformer_vq.config.base import ConfigError
+from transformer_vq.quantizers import build_quantizer
+
+Step = Callable[[], None]
+
+
+def run(
+    vectors: int = 65_536, dim: int = 128, codes: int = 512, estimator: str = "rotation", repeats: int = 7
+) -> list[dict[str, str | float]]:
+    """-> a row each for ours and theirs: implementation, milliseconds, peak_mib (beyond the keys), speedup over theirs.
+
+    On the CPU, in fp32, one head.  Raises ConfigError when the other package is not installed.
+    """
+    try:
+        import vector_quantize_pytorch  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "bench quantize: needs vector-quantize-pytorch to compare with; pip install vector-quantize-pytorch==1.32.0"
+        ) from None
+    arguments = (vectors, dim, codes, estimator)
+    steps = {name: build(*arguments) for name, build in BUILDERS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn > 0:  # the first turn warms up
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        {
+            "implementation": name,
+            "milliseconds": 1e3 * medians[name],
+            "peak_mib": peak_memory(name, *arguments),
+            "speedup": medians["vector-quantize-pytorch"] / medians[name],
+        }
+        for name in steps
+    ]
+
+
+def table(rows: list[dict[str, str | float]], title: str) -> None:
+    """Print the rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("implementation", "ms (median)", "peak memory, MiB", "speed over theirs", title=title)
+    for row in rows:
+        numbers = f"{row['milliseconds']:.0f}", f"{row['peak_mib']:.0f}", f"{row['speedup']:.1f}×"
+        shown.add_row(str(row["implementation"]), *numbers)
+    Console().print(shown)
+
+
+def peak_memory(name: str, *arguments: object) -> float:
+    """MiB that one step adds to the peak of a fresh process that holds module, keys and gradient."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (name, arguments))
+
+
+def _peak(name: str, arguments: tuple[int, int, int, str]) -> float:
+    step = BUILDERS[name](*arguments)
+    before = _largest_resident()
+    step()
+    return _largest_resident() - before
+
+
+def _largest_resident() -> float:
+    """Peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where getrusage starts with the peak of the parent process
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def _ours(vectors: int, dim: int, codes: int, estimator: str) -> Step:
+    module = build_quantizer({"kind": "vq", "codes": codes, "estimator": estimator}, heads=1, dim=dim)
+    keys, slope = _inputs((1, 1, vectors, dim))
+
+    def step() -> None:
+        keys.grad = None
+        out = module(keys)
+        torch.autograd.backward([out.quantized, out.loss], [slope, torch.ones_like(out.loss)])
+        module.apply_codebook_statistics()
+
+    return step
+
+
+def _theirs(vectors: int, dim: int, codes: int, estimator: str) -> Step:
+    """The package's own rotation whatever `estimator` is: the yardstick stays the same."""
+    from vector_quantize_pytorch import VectorQuantize
+
+    module: nn.Module = VectorQuantize(dim=dim, codebook_size=codes, rotation_trick=True, decay=0.99)
+    keys, slope = _inputs((1, vectors, dim))
+
+    def step() -> None:
+        keys.grad = None
+        quantized, _, loss = module(keys)
+        torch.autograd.backward([quantized, loss.sum()], [slope, torch.ones(())])
+
+    return step
+
+
+def _inputs(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and the gradient that comes back to them, normal numbers."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).requires_grad_(), torch.randn(shape, generator=generator)
+
+
+BUILDERS: dict[str, Callable[[int, int, int, str], Step]] = {
+    "transformer_vq": _ours,
+    "vector-quantize-pytorch": _theirs,
+}
