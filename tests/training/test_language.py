@@ -13,7 +13,6 @@ from transformer_vq.config import ConfigError, RunConfig, load_config
 from transformer_vq.evaluation import evaluate
 from transformer_vq.training import LanguageTask, TrainingInterrupted, load_run, run
 from transformer_vq.training.checkpoints import load_tensors
-from transformer_vq.training.language import state_size
 
 TIMED = ("tokens_per_s",)
 
@@ -204,9 +203,3 @@ def test_the_first_screen_says_what_is_about_to_happen(tmp_path, capsys):
     for heading in ("data", "model", "state", "attention", "training", "device", "writes to"):
         assert f"\n{heading} " in f"\n{screen}"
     assert capsys.readouterr().out == ""
-
-
-def test_state_size_is_the_formula(tmp_path):
-    model = tiny_run(tmp_path, model__layers=3, model__per_layer={"2": {"kind": "none"}}).model
-    assert state_size(model).startswith(f"{2 * (8 * 9 + 8 * 17):,} numbers per stream")
-    assert "1 layers of full attention" in state_size(model)

@@ -62,16 +62,14 @@ class Statistics:
     def candidates(self, like: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Keys to replace dead codes with, the same on every process: (H, S, K), of which the first n, () int64, count.
 
-        They are drawn from those of process 0, without repetition.
+        They are drawn without repetition from those of all processes, in the order of the processes.
         """
-        rows, n = torch.zeros_like(like), torch.zeros((), dtype=torch.int64, device=like.device)
-        if self._candidates:
-            pool = torch.cat(self._candidates, 1)
-            chosen = torch.randperm(pool.shape[1], generator=generator)[: like.shape[1]].to(pool.device)
-            rows[:, : len(chosen)] = pool[:, chosen].to(like)
-            n.fill_(len(chosen))
-        take_from_first_process(rows, n)
-        return rows, n
+        pool = torch.cat([like[:, :0], *self._candidates], 1).to(like.dtype)
+        pool = join_processes(pool)
+        chosen = torch.randperm(pool.shape[1], generator=generator)[: like.shape[1]].to(pool.device)
+        rows = torch.zeros_like(like)
+        rows[:, : len(chosen)] = pool[:, chosen]
+        return rows, torch.tensor(len(chosen), device=like.device)
 
 
 def key_sums(k: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> Tensor:
@@ -110,6 +108,20 @@ def add_over_processes(*tensors: Tensor) -> None:
     if is_distributed():
         for tensor in tensors:
             distributed.all_reduce(tensor)
+
+
+def join_processes(keys: Tensor) -> Tensor:
+    """Keys (H, n, K) of all processes one after another, (H, Σn, K); n may differ. Every process must call it."""
+    if not is_distributed():
+        return keys
+    processes, mine = distributed.get_world_size(), torch.tensor(keys.shape[1], device=keys.device)
+    sizes = [torch.empty_like(mine) for _ in range(processes)]
+    distributed.all_gather(sizes, mine)
+    padded = keys.new_zeros(keys.shape[0], int(torch.stack(sizes).max()), keys.shape[2])
+    padded[:, : keys.shape[1]] = keys
+    parts = [torch.empty_like(padded) for _ in range(processes)]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:, : int(n)] for part, n in zip(parts, sizes, strict=True)], 1)
 
 
 def take_from_first_process(*tensors: Tensor) -> None:

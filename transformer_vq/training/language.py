@@ -3,7 +3,7 @@
 Two loss terms: `lm`, cross-entropy in nats per label that counts, and `quantizers`, what the layers' quantizers add per
 token.
 
-Axes:  B rows  T tokens of a row  S codes  K key width  V value width  M window
+Axes:  B rows  T tokens of a row
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, load_config
-from transformer_vq.config.quantizer import NoneConfig
 from transformer_vq.data import Batch, Corpus, check_lengths, load_tokenizer, prepare, stream_batch, window_batch
 from transformer_vq.data.tokenizers import Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.models.describe import describe
 from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
 from transformer_vq.training.checkpoints import load_tensors, verify
@@ -52,12 +52,15 @@ class LanguageTask(Task):
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
         model, length = self.model.config, self.config.train.seq_len
+        found = describe(model, length)
+        grows = (
+            f" after {length:,} tokens; it grows with the text" if found["state_grows"] else ", however long the text"
+        )
         backend, reason = resolve_backend(model.backend, self.device, length)
-        parameters = sum(p.numel() for p in self.model.parameters())
         return {
             "data": self.corpus.describe(),
-            "model": f"{model.layers} {model.block} layers of width {model.width}, {parameters:,} parameters",
-            "state": state_size(model),
+            "model": f"{model.layers} {model.block} layers of width {model.width}, {found['parameters']:,} parameters",
+            "state": f"{found['state_numbers']:,} numbers per stream{grows}",
             "attention": f"{backend}: {reason}",
         }
 
@@ -185,13 +188,13 @@ class LoadedRun(NamedTuple):
 def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
     check_names(config.model)
-    resolved = config.model_copy(update={"model": config.model.resolved()})
+    config = resolved(config)
 
     def make(accelerator: Accelerator) -> LanguageTask:
         on_main(accelerator, lambda: prepare(config.data) and None)  # one process tokenizes, the others find the tokens
-        return LanguageTask(resolved, accelerator.device)
+        return LanguageTask(config, accelerator.device)
 
-    return train(resolved, make, resume, overwrite, quiet)
+    return train(config, make, resume, overwrite, quiet)
 
 
 def load_run(run: str, device: torch.device | str = "cpu") -> LoadedRun:
@@ -207,6 +210,11 @@ def load_run(run: str, device: torch.device | str = "cpu") -> LoadedRun:
     return LoadedRun(config, model.to(device).eval(), tokenizer, int(checkpoint.name.removeprefix("step-")))
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    """The config as a run folder keeps it: every layer's quantizer written out."""
+    return config.model_copy(update={"model": config.model.resolved()})
+
+
 def with_vocabulary(model: TransformerVQConfig, tokenizer: Tokenizer) -> TransformerVQConfig:
     """The model's settings with the tokenizer's vocabulary size.  Raises ConfigError when another was asked for."""
     if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
@@ -214,16 +222,6 @@ def with_vocabulary(model: TransformerVQConfig, tokenizer: Tokenizer) -> Transfo
             f"model.vocab_size = {model.vocab_size}: must be at least {tokenizer.vocab_size}, the tokenizer's tokens"
         )
     return model.model_copy(update={"vocab_size": model.vocab_size or tokenizer.vocab_size})
-
-
-def state_size(model: TransformerVQConfig) -> str:
-    """Numbers that a stream carries from call to call, over all layers: Hkv · (S(V+1) + M(K+V+1)) for each."""
-    heads, exact = model.key_value_heads, model.window * (model.key_dim + model.value_dim + 1)
-    quantizers = model.layer_quantizers()
-    size = sum(heads * (q.size * (model.value_dim + 1) + exact) for q in quantizers if not isinstance(q, NoneConfig))
-    full = sum(isinstance(q, NoneConfig) for q in quantizers)
-    parts = [f"{size:,} numbers per stream, however long"] if size else []
-    return "; ".join([*parts, f"{full} layers of full attention keep every key and value"] if full else parts)
 
 
 def _state(tensors: Mapping[str, Tensor], slot: str) -> ModelState:
