@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from transformer_vq.ops.numerics import full_precision, largest_entry, wide_dtype
 
-CHUNK = 4096  # keys whose S distances are alive at once
+ALIVE = 2**22  # distances that exist at once, in a chunk of keys
 
 
 def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
-    """Index of the codebook row closest to each key; the first of equals  [van den Oord 1711.00937].
+    """Index of the codebook row closest to each key  [van den Oord 1711.00937].
 
     z_t = argmin_s ‖k_t − c_s‖² (euclidean) or argmax_s k_t·c_s/‖c_s‖ (cosine).
     k (B, H, T, K), codebook (H, S, K) -> (B, H, T) int64.  Distances are fp32 or wider: bf16 would pick other codes.
-    Only `CHUNK` keys see their S distances at a time; a (T, S) matrix never exists.
+    Keys are taken in chunks, whose distances are forgotten: a (T, S) matrix never exists.
     Raises ValueError when heads or widths differ, or for another metric.
     """
     _, H, _, K = k.shape
@@ -39,15 +39,16 @@ def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     B, H, T, _ = k.shape
     wide = wide_dtype(k, codebook)
     codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
-    batch = max(1, CHUNK // max(1, T))  # rows of the batch that make one chunk
+    chunk = max(1, ALIVE // codebook.shape[1])
+    batch = max(1, chunk // max(1, T))  # rows of the batch that make one chunk
     with full_precision(k.device):
         for h in range(H):
             rows, scale = _scaled(codebook[h].to(wide))
             if metric == "cosine":
                 rows = F.normalize(rows, dim=-1, eps=torch.finfo(wide).tiny)
             offset = rows.square().sum(-1) if metric == "euclidean" else rows.new_zeros(rows.shape[0])
-            for b, t in itertools.product(range(0, B, batch), range(0, T, CHUNK)):
-                part = (slice(b, b + batch), h, slice(t, t + CHUNK))
+            for b, t in itertools.product(range(0, B, batch), range(0, T, chunk)):
+                part = (slice(b, b + batch), h, slice(t, t + chunk))
                 keys = _comparable(k[part].to(wide), scale).flatten(0, 1)
                 nearest = torch.addmm(offset, keys, rows.T, alpha=-2).argmin(-1)  # ‖k‖² is common to all s
                 codes[part] = nearest.view_as(codes[part])

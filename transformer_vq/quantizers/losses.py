@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transformer_vq.ops.numerics import full_precision, wide_dtype
 
-CHUNK = 2048  # keys whose S probabilities are alive at once
+ALIVE = 2**20  # probabilities of a head that exist at once, in a chunk of keys
 
 
 class _SquaredDistance(torch.autograd.Function):
@@ -79,8 +79,9 @@ def diversity(k: Tensor, codebook: Tensor, mask: Tensor | None, temperature: flo
     wide = wide_dtype(k, codebook)
     keys = k.transpose(0, 1).flatten(1, 2)
     weight = keys.new_ones(keys.shape[1], dtype=wide) if mask is None else mask.flatten().to(wide)
+    step = max(1, ALIVE // codebook.shape[1])
     total = torch.zeros(codebook.shape[:2], dtype=wide, device=k.device)
-    for chunk, part in zip(keys.split(CHUNK, 1), weight.split(CHUNK), strict=True):
+    for chunk, part in zip(keys.split(step, 1), weight.split(step), strict=True):
         total = total + checkpoint(_soft_counts, chunk, codebook, part, temperature, use_reentrant=False)
     return -torch.special.entr(total / weight.sum().clamp_min(1)).sum(-1).mean()
 

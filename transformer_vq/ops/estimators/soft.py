@@ -26,7 +26,7 @@ from torch import Tensor
 
 from transformer_vq.ops.numerics import full_precision, largest_entry, multiply_within, wide_dtype
 
-CHUNK = 2048  # keys whose S probabilities are alive at once
+ALIVE = 2**20  # probabilities that exist at once, in a chunk of keys
 
 
 def ibq(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: float = 1.0) -> Tensor:
@@ -74,12 +74,13 @@ def _soft_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of keys and codebook, by heads, batch rows and chunks. Opaque to the compiler, as `nearest_code` is."""
     wide = wide_dtype(k, codebook, g)
+    chunk = max(1, ALIVE // codebook.shape[1])
     noise = None if seed is None else torch.Generator(k.device).manual_seed(seed)
     grad_k, grad_c = torch.empty_like(k), torch.zeros(codebook.shape, dtype=wide, device=k.device)
     with full_precision(k.device):
         for h, c in enumerate(codebook.to(wide)):
-            for b, start in itertools.product(range(k.shape[0]), range(0, k.shape[2], CHUNK)):
-                part = (b, h, slice(start, start + CHUNK))
+            for b, start in itertools.product(range(k.shape[0]), range(0, k.shape[2], chunk)):
+                part = (b, h, slice(start, start + chunk))
                 keys, slopes, taken = k[part].to(wide), g[part].to(wide), codes[part]
                 grad_k[part], to_c = _pull(keys, c, taken, slopes, temperature, second_order, noise, k.dtype)
                 grad_c[h] += to_c.index_add(0, taken, slopes)  # and as the row that was taken

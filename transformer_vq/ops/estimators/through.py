@@ -19,7 +19,7 @@ from torch import Tensor
 
 from transformer_vq.ops.numerics import largest_entry, multiply_within, wide_dtype
 
-CHUNK = 4096  # rows whose geometry is alive at once on a CPU: temporaries then stay in its cache
+CHUNK = 8192  # rows whose geometry is alive at once on a CPU: temporaries then stay in its cache
 
 
 class Pulled(NamedTuple):
