@@ -20,7 +20,7 @@ Axes:  B batch  H heads  T length  K key width  S codes  N keys
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from transformer_vq.bench import oracle
 from transformer_vq.models import TransformerVQ
 from transformer_vq.quantizers import Quantized, Quantizer
 from transformer_vq.quantizers.health import effective_rank
+from transformer_vq.quantizers.probe import KeyProbe
 
 SCALED_BY_RATIO = ("rotation", "rotation_tangent", "rotation_centred", "scale", "reflection", "random_rotation")
 ROWS = 32  # keys held against explicit matrices; each costs a K×K matrix in fp64
@@ -103,43 +104,17 @@ def diagnose(model: TransformerVQ, batches: Sequence[Batch]) -> list[LayerReport
 
 def observe(model: TransformerVQ, batches: Sequence[Batch]) -> dict[int, list[Seen]]:
     """Run forward and backward, and keep what each quantizing layer's quantizer saw: layer -> one `Seen` a batch."""
-    captured: dict[int, tuple[Tensor, Quantized, Tensor]] = {}
-    layers = {i: layer for i, layer in enumerate(model.layers) if layer.kind != "none"}
-
-    def keep(i: int) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[Any, ...], output: Quantized) -> None:
-            captured[i] = inputs[0], output, module.codebook.detach()
-
-        return hook
-
-    handles = [layer.quantizer.register_forward_hook(keep(i)) for i, layer in layers.items()]
-    seen: dict[int, list[Seen]] = {i: [] for i in layers}
-    if not layers:
-        return seen
-    try:
+    quantizers = {i: layer.quantizer for i, layer in enumerate(model.layers) if layer.kind != "none"}
+    seen: dict[int, list[Seen]] = {i: [] for i in quantizers}
+    with KeyProbe(quantizers) as probe:
         for batch in batches:
             out = model(batch.tokens, labels=batch.labels, segments=batch.segments)
-            keys = [captured[i][0] for i in layers]
-            assert out.loss_lm is not None
-            task = torch.autograd.grad(out.loss_lm, keys, retain_graph=True, allow_unused=True)
-            own = (
-                torch.autograd.grad(out.loss_quantizers, keys, allow_unused=True)
-                if out.loss_quantizers.requires_grad
-                else [None] * len(keys)
-            )
-            for i, k, of_task, of_own in zip(layers, keys, task, own, strict=True):
-                _, result, codebook = captured[i]
-                zero = torch.zeros_like(k)
-                seen[i].append(Seen(k.detach(), result, codebook, _or(of_task, zero), _or(of_own, zero)))
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.discard_codebook_statistics()
+            task, own = probe.gradients(out.loss_lm), probe.gradients(out.loss_quantizers)
+            for i, quantizer in quantizers.items():
+                codebook = quantizer.codebook.detach()
+                seen[i].append(Seen(probe.keys[i].detach(), probe.results[i], codebook, task[i], own[i]))
+    model.discard_codebook_statistics()
     return seen
-
-
-def _or(gradient: Tensor | None, zero: Tensor) -> Tensor:
-    return zero if gradient is None else gradient.detach()
 
 
 def codebook_changes(model: TransformerVQ, batch: Batch) -> dict[int, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.describe import describe
 from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
+from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
 from transformer_vq.training.loop import find_checkpoint, train
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
+PROBED_RECORDS = 10  # one training record in so many holds `task_share`, which costs a second backward pass
 LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
 
 
@@ -85,15 +88,22 @@ class LanguageTask(Task):
         rows: Batch = batch.inputs
         state = self.states.get(batch.slot) if self.streams else None
         state = state.reset_rows(rows.fresh) if state is not None else None
-        out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments)
+        with self.probe if self.probing else nullcontext():
+            out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments)
         if self.streams:
             self.states[batch.slot] = out.state
         terms = {"lm": out.loss_lm, "quantizers": out.loss_quantizers}
-        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics})
+        shares = self.probe.task_shares(out.loss_lm, out.loss_quantizers) if self.probing else {}
+        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics, **shares})
 
     def set_step(self, step: int) -> None:
-        """Quantizers have schedules and warm-ups."""
+        """Quantizers have schedules and warm-ups; the gradients at the keys are looked at now and then."""
         self.model.set_step(step)
+        train, done = self.config.train, step + 1
+        self.probing = (
+            done in (1, train.steps) or done % (PROBED_RECORDS * train.log_every) == 0
+        ) and not train.compile
+        self.probe = KeyProbe({i: layer.quantizer for i, layer in enumerate(self.model.layers) if layer.quantizes})
 
     def after_update(self, player: str) -> None:
         """Once per optimizer step, over all micro-batches and processes."""
