@@ -94,6 +94,13 @@ def test_each_file_is_a_document(tmp_path, tokenizer):
     assert [train.tokenizer.decode(train.tokens[a:b]) for a, b in pairwise(edges)] == texts
 
 
+def test_max_eval_bytes_shortens_valid_and_test_alone(book):
+    whole, short = prepare(settings_for(book)), prepare(settings_for(book, max_eval_bytes=100))
+    for name in ("train", "valid", "test"):
+        expected = whole.splits[name].tokens if name == "train" else whole.splits[name].tokens[:100]
+        assert np.array_equal(short.splits[name].tokens, expected)
+
+
 def test_max_bytes_keeps_the_beginning_of_each_split(book):
     whole, short = prepare(settings_for(book)), prepare(settings_for(book, max_bytes=500))
     for name, file in short.splits.items():

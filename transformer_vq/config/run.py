@@ -23,6 +23,9 @@ class DataConfig(Settings):
     )
     streaming: bool = Field(False, description="read a dataset row by row instead of downloading it whole")
     max_bytes: int | None = Field(None, ge=1, description="keep only about this much text of each split")
+    max_eval_bytes: int | None = Field(
+        None, ge=1, description="keep only about this much of valid and of test; null: as max_bytes says"
+    )
     tokenizer: str = Field(
         "bytes", min_length=1, description="bytes | bpe:SIZE, trained on the train split | a tokenizer.json"
     )

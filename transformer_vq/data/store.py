@@ -93,7 +93,8 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     """Tokenize a corpus, or find it tokenized.  Raises ConfigError, one line, and leaves nothing half-written."""
     identity = tokenizer_identity(config.tokenizer)
     source = open_source(config, characters=identity != "bytes")
-    made_from = [FORMAT, source.fingerprint, identity, config.document_separator, config.max_bytes]
+    limits = [config.max_bytes, config.max_eval_bytes]
+    made_from = [FORMAT, source.fingerprint, identity, config.document_separator, *limits]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
     try:
@@ -211,10 +212,11 @@ def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progres
 
 
 def read_split(source: Source, name: str, config: DataConfig) -> Iterator[Piece]:
-    """The pieces of a split, at most `max_bytes` of them, documents split at the separator."""
+    """The pieces of a split, at most `max_bytes` (`max_eval_bytes`) of them, documents split at the separator."""
     pieces = source.splits[name]()
-    if config.max_bytes is not None:
-        pieces = take(pieces, 0, config.max_bytes, characters=config.tokenizer != "bytes")
+    limits = [config.max_bytes, None if name == "train" else config.max_eval_bytes]
+    for limit in filter(None, limits):
+        pieces = take(pieces, 0, limit, characters=config.tokenizer != "bytes")
     if config.document_separator is not None:
         pieces = split_at_separator(pieces, config.document_separator.encode())
     return pieces
