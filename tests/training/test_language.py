@@ -102,7 +102,8 @@ def test_summary_and_records(tmp_path):
     one = train[4]
     assert one["bits_per_byte"] == pytest.approx(one["loss_lm"] / math.log(2))  # one token is one byte
     assert one["loss"] == pytest.approx(one["loss_lm"] + 1e-4 * one["loss_commit"])
-    assert {"lr", "grad_norm", "layer0/perplexity", "layer1/norm_ratio", "layer0/task_share"} <= one.keys()
+    assert {"lr", "grad_norm", "layer0/perplexity", "layer1/norm_ratio"} <= one.keys()
+    assert [r["step"] for r in train if "layer0/task_share" in r] == [1, 10, 20]
     assert sum(r["loss"] for r in train[-3:]) < sum(r["loss"] for r in train[:3])
 
 
