@@ -25,7 +25,8 @@ def sign_entropies(z: Tensor, size: float, temperature: float, mask: Tensor | No
     """
     logit = 4 * size / temperature * z
     p = torch.sigmoid(logit)
-    each = (F.softplus(logit) - logit * p).sum(-1)  # entropy of p by its logit: a sigmoid that is 0 or 1 has a slope
+    size_of_logit = logit.abs()  # entropy by the logit: where the sigmoid is 0 or 1, its logarithm has no slope
+    each = (F.softplus(-size_of_logit) + size_of_logit * torch.sigmoid(-size_of_logit)).sum(-1)
     if mask is None:
         mean, expected = p.mean((0, 2)), each.mean()
     else:
