@@ -78,13 +78,17 @@ class Plan:
                 rows, heads = slice(i, min(i + b, B)), slice(j, min(j + h, Hkv))
                 yield [Chunk(rows, heads, slice(m, min(m + n, self.N))) for m in range(0, self.N, n)]
 
-    def same_document(self, at: Chunk) -> Tensor | None:
-        """(b, n): 1.0 where the next block starts in the document in which this one starts; None: everywhere."""
+    def links(self, at: Chunk) -> Tensor:
+        """(b or 1, n+1, n+1): 1.0 where what enters the cache at block m is still in it at block i, same document.
+
+        Blocks are those of the chunk and the first of the next one; at the chunk's first block the cache so far enters.
+        """
+        n = at.n.stop - at.n.start
+        earlier = self.total.new_ones(1, n + 1, n + 1).tril()
         if self.query_run is None:
-            return None
-        starts = self.query_run[at.b, :: self.L]
-        following = F.pad(starts[:, 1:], (0, 1), value=-2)
-        return (starts == following)[:, at.n].to(self.total.dtype)
+            return earlier
+        starts = F.pad(self.query_run[at.b, :: self.L], (0, 1), value=-2)[:, at.n.start : at.n.stop + 1]
+        return earlier * (starts[:, :, None] == starts[:, None])
 
     def leaving(self, at: Chunk) -> Tensor:
         """(b, h, n, L) codes of the keys that pass from the strip to the cache after each block; S where none does."""
@@ -198,23 +202,34 @@ def hide(logits: Tensor, at: Chunk, plan: Plan) -> None:
         logits[:, :, : empty.shape[2], :, :, S:].masked_fill_(empty, float("-inf"))
 
 
-def cache_prefix(count: Tensor, total: Tensor, v: Tensor, at: Chunk, plan: Plan, means: Tensor) -> tuple[Tensor, ...]:
-    """The cache of each block of a chunk, given that of its first.
+def accumulate(links: Tensor, x: Tensor) -> Tensor:
+    """Running sums over blocks, as one product: links (b or 1, i, m), x (b, h, m, ...) -> (b, h, i, ...)."""
+    return (links[:, None] @ x.flatten(3)).view(*x.shape[:2], -1, *x.shape[3:])
 
-    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V); writes means (b, h, n, S, V).
-    Returns the counts (b, h, n, S), and count and total for the chunk that follows.
+
+def cache_prefix(count: Tensor, total: Tensor, v: Tensor, at: Chunk, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The cache of each block of a chunk and of the next chunk's first, given that of its own first.
+
+    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V) -> counts (b, h, n+1, S), totals (b, h, n+1, S, V).
     """
-    keep = plan.same_document(at)
     values = v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].unflatten(2, (-1, plan.L))
     more_count, more_total = sum_by_code(plan.leaving(at), values, plan.cached)
-    counts = torch.empty_like(more_count)
-    total = total.clone()
-    for n in range(counts.shape[2]):
-        counts[:, :, n] = count
-        torch.div(total, count.clamp_min(1)[..., None], out=means[:, :, n])
-        if keep is not None:
-            count = count * keep[:, None, n, None]
-            total.mul_(keep[:, None, n, None, None])
-        count = count + more_count[:, :, n]
-        total.add_(more_total[:, :, n])
-    return counts, count, total
+    links = plan.links(at)
+    counts = accumulate(links, torch.cat([count[:, :, None], more_count], dim=2))
+    return counts, accumulate(links, torch.cat([total[:, :, None], more_total], dim=2))
+
+
+def cache_backward(d_v: Tensor, d_means: Tensor, counts: Tensor, running: Tensor, at: Chunk, plan: Plan) -> Tensor:
+    """Hand the gradient of the means, d_means (b, h, n, S, V), to the values in them.
+
+    A key that leaves the strip after block n is in the sums of all later blocks of its document: it gets, for its code,
+    R_{n+1} = dm_{n+1}/n_{n+1} + R_{n+2}. `running` (b, h, S, V) is R of the next chunk; returns R of this one.
+    """
+    d_sums = torch.cat([d_means / counts.clamp_min(1)[..., None], running[:, :, None]], dim=2)
+    R = accumulate(plan.links(at).mT, d_sums)
+    after = F.pad(R[:, :, 1:], (0, 0, 0, 1))  # row S, for keys that enter no sum
+    b, h, n, rows, V = after.shape
+    row = torch.arange(b * h * n, device=after.device)[:, None] * rows + plan.leaving(at).flatten(0, 2)
+    got = after.flatten(0, 3).index_select(0, row.flatten()).view(b, h, n * plan.L, V)
+    d_v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].add_(got)
+    return R[:, :, 0]

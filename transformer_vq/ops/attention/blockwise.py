@@ -30,6 +30,7 @@ from transformer_vq.ops.attention.blocks import (
     add_strips,
     band,
     bias_rows,
+    cache_backward,
     cache_prefix,
     hide,
     put_query_rows,
@@ -37,7 +38,7 @@ from transformer_vq.ops.attention.blocks import (
     strips,
 )
 from transformer_vq.ops.attention.call import Call
-from transformer_vq.ops.attention.rotary import rotate
+from transformer_vq.ops.attention.rotary import positioned
 
 LONGEST_BLOCK = 128
 """Under `gradients="window"` nothing depends on L, and longer blocks only add keys of the future to each strip."""
@@ -70,13 +71,9 @@ def blockwise(call: Call) -> Tensor:
     def pad(keys: Tensor) -> Tensor:
         return F.pad(keys, (0, 0, 0, missing)) if missing else keys
 
-    q, k, q_far, k_far = call.q, call.k_with_carried, None, None
-    if call.rotary is not None:
-        position = torch.arange(-M, T, device=q.device)
-        q_far, k_far = rotate(q, torch.full((T,), M, device=q.device), call.rotary), pad(call.k_beyond_window)
-        q, k = rotate(q, position[M:], call.rotary), rotate(k, position, call.rotary)
-    elif not call.fresh and M > 0:
-        k_far = pad(call.k_beyond_window)
+    q, q_far, k = positioned(call)
+    two_sided = call.rotary is not None or not call.fresh
+    k_far = pad(call.k_beyond_window) if two_sided else None
 
     S = call.codebook.shape[1] if call.cache else 0
     query_run = None if call.run is None else F.pad(call.run, (0, missing), value=-2)
@@ -97,7 +94,9 @@ def blockwise(call: Call) -> Tensor:
         gradients=call.gradients,
         through=call.grad_through_cache,
     )
-    return BlockwiseAttention.apply(plan, q, q_far, pad(k), k_far, pad(call.v_with_carried), call.bias)
+    return BlockwiseAttention.apply(
+        plan, q, None if q_far is q else q_far, pad(k), k_far, pad(call.v_with_carried), call.bias
+    )
 
 
 class BlockwiseAttention(torch.autograd.Function):
@@ -124,7 +123,7 @@ class BlockwiseAttention(torch.autograd.Function):
                 starts.append((count, total))
                 values, counts, count, total = joint_values(x, at, plan, count, total, buffers)
                 p, _, _ = probabilities(x, at, plan, counts, buffers)
-                put_query_rows(o, p @ values, at, plan)
+                put_query_rows(o, product(p, values, buffers("o", *p.shape[:4], values.shape[4])), at, plan)
         ctx.plan, ctx.starts = plan, starts
         ctx.save_for_backward(*x, o)
         return o
@@ -156,8 +155,9 @@ def joint_values(
         return exact, count[:, :, None], count, total
     values = buffers("values", *exact.shape[:3], plan.cached + exact.shape[3], exact.shape[4])
     values[:, :, :, plan.cached :] = exact
-    counts, count, total = cache_prefix(count, total, x.v, at, plan, means=values[:, :, :, : plan.cached])
-    return values, counts, count, total
+    counts, totals = cache_prefix(count, total, x.v, at, plan)
+    torch.div(totals[:, :, :-1], counts[:, :, :-1, :, None].clamp_min(1), out=values[:, :, :, : plan.cached])
+    return values, counts[:, :, :-1], counts[:, :, -1], totals[:, :, -1]
 
 
 def joint_keys(k: Tensor, at: Chunk, plan: Plan, buffers: Buffers) -> Tensor:
@@ -239,17 +239,22 @@ def chunk_backward(
         band(d_near, plan).copy_(band(d_logits, plan))
         band(d_logits, plan).zero_()
         q_near, k_near = query_rows(x.q, at, plan), strips(x.k, at, plan)
-        add_query_grad(grads.q, d_near @ k_near, at, plan)
+        d_q, d_q_far = d_near @ k_near, d_logits @ keys
+        if grads.q_far is None:
+            d_q += d_q_far
+        else:
+            put_query_rows(grads.q_far, d_q_far, at, plan)
+        put_query_rows(grads.q, d_q, at, plan)
         add_strips(grads.k, d_near[..., skip:].mT @ q_near, at, plan, skip)
-        add_query_grad(grads.q if grads.q_far is None else grads.q_far, d_logits @ keys, at, plan)
         if not windowed:
             assert grads.k_far is not None, "the far side has keys of its own"
             add_strips(grads.k_far, d_logits[..., S + skip :].mT @ q, at, plan, skip)
     else:
-        add_query_grad(grads.q, d_logits @ keys, at, plan)
+        put_query_rows(grads.q, product(d_logits, keys, buffers("d_q", *q.shape)), at, plan)
         if windowed:
             clear_bubble(d_logits, plan)
-        add_strips(grads.k, d_logits[..., S + skip :].mT @ q, at, plan, skip)
+        columns = d_logits[..., S + skip :].mT
+        add_strips(grads.k, product(columns, q, buffers("d_k", *columns.shape[:4], q.shape[4])), at, plan, skip)
     return running
 
 
@@ -257,28 +262,3 @@ def clear_bubble(x: Tensor, plan: Plan) -> None:
     """Zero in x (b, h, n, G·L, S+M+L) what lies beyond the window and is not cached."""
     bubble = x.unflatten(3, (plan.groups, plan.L))[..., plan.cached : plan.cached + plan.L]
     bubble.mul_(x.new_ones(plan.L, plan.L).triu())
-
-
-def add_query_grad(target: Tensor, rows: Tensor, at: Chunk, plan: Plan) -> None:
-    """Add rows (b, h, n, G·L, K) to the gradient (B, Hkv, G, T, K)."""
-    place = target[at.b, at.h, :, at.n.start * plan.L : at.n.stop * plan.L]
-    rows = rows.unflatten(3, (plan.groups, plan.L)).transpose(2, 3).flatten(3, 4)
-    place.add_(rows[:, :, :, : place.shape[3]])
-
-
-def cache_backward(d_v: Tensor, d_means: Tensor, counts: Tensor, running: Tensor, at: Chunk, plan: Plan) -> Tensor:
-    """Hand the gradient of the means, d_means (b, h, n, S, V), to the values in them; returns R of the first block.
-
-    A key that leaves the strip after block n is in the sums of all later blocks: it gets R_{n+1} of its code.
-    """
-    keep = plan.same_document(at)
-    d_sums = d_means / counts.clamp_min(1)[..., None]
-    b, h, n, S, V = d_sums.shape
-    after = d_sums.new_zeros(b, h, n, S + 1, V)  # one more row, for keys that enter no sum
-    for m in reversed(range(n)):
-        after[:, :, m, :S] = running
-        running = d_sums[:, :, m] + (running if keep is None else running * keep[:, None, m, None, None])
-    row = torch.arange(b * h * n, device=running.device)[:, None] * (S + 1) + plan.leaving(at).flatten(0, 2)
-    got = after.flatten(0, 3).index_select(0, row.flatten()).view(b, h, n * plan.L, V)
-    d_v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].add_(got)
-    return running

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops.attention.state import AttentionState, initial_state, pick
+from transformer_vq.ops.nearest import lookup
 
 GRADIENTS = ("window", "block")
 
@@ -50,6 +51,8 @@ class Call:
     """(B, T) int64: number of the document in this call; the state's own document is 0. None: all 0."""
     length: Tensor
     """(B,) int64: real tokens of each row."""
+    padded: bool
+    """False: every row has T of them."""
     window: int
     block_len: int
     cache: bool
@@ -88,8 +91,7 @@ class Call:
         A codebook may have moved since the carried keys were made. Keys of this call are rows of it already, and the
         gradient rule `block` sends gradient to them here too.
         """
-        index = self.state.codes[..., None]
-        return torch.cat([torch.take_along_dim(self.codebook[None], index, dim=2), self.k_hat], dim=2)
+        return torch.cat([lookup(self.codebook, self.state.codes), self.k_hat], dim=2)
 
 
 def prepare(
@@ -156,6 +158,7 @@ def prepare(
         segment=segments,
         run=run,
         length=length,
+        padded=mask is not None,
         window=window,
         block_len=block_len,
         cache=cache,

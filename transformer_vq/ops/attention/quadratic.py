@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops.attention.call import Call
-from transformer_vq.ops.attention.rotary import rotate
+from transformer_vq.ops.attention.rotary import positioned
 
 
 def quadratic(call: Call) -> Tensor:
@@ -27,8 +27,9 @@ def quadratic(call: Call) -> Tensor:
     seen = same_document & (j <= i) & (inside | call.cache)
     k_live, v_live = gradient_rule(call, i, j)
 
-    q_near, q_far, k_near, k_far = positioned(call)
-    near, far = (inner(q, k, k_live) for q, k in ((q_near, k_near), (q_far, k_far)))
+    q, q_far, k = positioned(call)
+    near = inner(q, k[:, :, None], k_live)
+    far = inner(q_far, call.k_beyond_window[:, :, None], k_live)
     logits = torch.where(inside, near, far)
     if call.bias is not None:
         bias = call.bias.expand(-1, -1, -1, T, -1)
@@ -43,18 +44,6 @@ def quadratic(call: Call) -> Tensor:
     cached = cached.masked_fill((call.query_run != 0)[:, None, None, :, None], float("-inf"))
     p_cached, p = torch.cat([cached, logits], dim=-1).softmax(-1).split([cached.shape[-1], M + T], dim=-1)
     return p_cached @ call.state.mean[:, :, None] + weighted(p, values, v_live)
-
-
-def positioned(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both sides of the window: q_near, q_far (B, Hkv, G, T, K), k_near, k_far (B, Hkv, 1, M+T, K)."""
-    q, k, k_far = call.q, call.k_with_carried[:, :, None], call.k_beyond_window[:, :, None]
-    if call.rotary is None:
-        return q, q, k, k_far
-    M, T = call.window, q.shape[-2]
-    position = torch.arange(-M, T, device=q.device)
-    clipped = torch.full((T,), M, device=q.device)
-    q_near, k_near = rotate(q, position[M:], call.rotary), rotate(k, position, call.rotary)
-    return q_near, rotate(q, clipped, call.rotary), k_near, k_far
 
 
 def gradient_rule(call: Call, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,24 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformer_vq.ops.attention.call import Call
-from transformer_vq.ops.attention.quadratic import positioned
+from transformer_vq.ops.attention.rotary import positioned
 
 
 def recurrent(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V). Keys lie as M carried ones, then T of the call: the window of i is i … i+M."""
     M, L, T = call.window, call.block_len, call.q.shape[3]
-    q, q_far, k, k_far = positioned(call)
-    v, codes = call.v_with_carried[:, :, None], call.codes_with_carried
+    strip_stays_exact = call.gradients == "block" and call.cache  # the paper's rule: keys of the block's strip learn
+    q, q_far, k = positioned(call)
+    k_far = call.k_beyond_window if strip_stays_exact and T > 1 else k  # else nothing is read from it
+    k, k_far, v, codes = k[:, :, None], k_far[:, :, None], call.v_with_carried[:, :, None], call.codes_with_carried
     query_run, key_run = call.query_run, call.key_run
     count, mean, left = call.state.count, call.state.mean, 0  # `left` keys are in the cache by now
     before = torch.zeros_like(query_run[:, :1])
-    block_rule = call.gradients == "block"
 
     o = []
     for i in range(T):
         run, start = query_run[:, i, None], i - i % L
-        first = start if block_rule and call.cache else i  # the paper's rule keeps the keys of the block's strip exact
-        live = start + M if block_rule and not call.grad_through_cache else 0
+        first = start if strip_stays_exact else i
+        live = start + M if call.gradients == "block" and not call.grad_through_cache else 0
         if call.run is not None:
             same = (run == before)[..., None]
             count, mean, before = count * same, mean * same[..., None], run

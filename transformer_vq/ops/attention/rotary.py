@@ -7,8 +7,13 @@ The logit is then continuous in the distance, and still independent of the block
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_vq.ops.attention.call import Call
 
 
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
@@ -20,3 +25,17 @@ def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def positioned(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries as they meet keys in the window and beyond, (B, Hkv, G, T, K) each; keys in the window (B, Hkv, M+T, K).
+
+    Keys beyond the window are never turned. Without rotary positions both kinds of queries are the same tensor.
+    """
+    q, k = call.q, call.k_with_carried
+    if call.rotary is None:
+        return q, q, k
+    position = torch.arange(-call.window, q.shape[3], device=q.device)
+    clipped = torch.full_like(position[call.window :], call.window)
+    near = rotate(q, position[call.window :], call.rotary)
+    return near, rotate(q, clipped, call.rotary), rotate(k, position, call.rotary)

@@ -77,7 +77,10 @@ def next_state(call: Call, k_dtype: torch.dtype, v_dtype: torch.dtype) -> Attent
 
     def keep(old: Tensor, new: Tensor) -> Tensor:
         """(B, Hkv, M | T, D) -> (B, Hkv, M, D), 0 where the slot belongs to an earlier document or to none."""
-        kept = torch.where(carried[:, None, :, None], pick(old, index_old), pick(new, index_new))
+        if call.padded:
+            kept = torch.where(carried[:, None, :, None], pick(old, index_old), pick(new, index_new))
+        else:
+            kept = torch.cat([old[:, :, T:], new[:, :, max(T - M, 0) :]], dim=2)
         return kept.masked_fill(~alive[:, None, :, None], 0)
 
     alive = torch.where(carried, old_run.gather(1, index_old), new_run.gather(1, index_new)) == last_run[:, None]
