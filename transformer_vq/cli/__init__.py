@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import typer
 from typer.main import get_command
 
+from transformer_vq.cli.bench import bench
 from transformer_vq.cli.console import Failure, main_process, print_error
 from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 app.add_typer(study, name="study")
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
