@@ -6,7 +6,7 @@
 vector-quantize-pytorch 1.32.0 updates in every forward pass and smooths the counts (Laplace, 1e-5) before it divides;
 we follow the paper: once per optimizer step, with a floor. With `lookup: cosine` it normalises keys and codes, so that
 its quantized keys have length 1; we look up by angle only, because attention needs the code to stand for the key, and
-its length is part of the logit. Its dead-code replacement leaves the batch's sums in place; ours resets both.
+its length is part of the logit. It starts by k-means from as few keys as there are, some twice; we ask for more keys.
 
 Axes:  B batch  H heads  T length  K key width  S codes
 """

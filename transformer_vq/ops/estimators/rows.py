@@ -9,8 +9,8 @@ Rows for which no such map exists (a zero or non-finite vector; exactly antipoda
 no other row does. Rows are rescaled by their largest entry before anything is squared. ‖q‖/‖k‖ is lowered where
 Gᵀg would not be finite in the keys' dtype.
 
-vector-quantize-pytorch 1.32.0 computes R k as the output, so that its forward is not a code, and divides by lengths
-plus 1e-6, which bends R for short vectors; the gradients agree otherwise.
+vector-quantize-pytorch 1.32.0 computes G k as the output, so that its forward is not a code, and never divides by less
+than 1e-6, so that G is another matrix for shorter vectors; its gradients agree otherwise.
 
 Axes:  … any leading axes  K key width.  k, q (..., K) -> k̂ (..., K), forward is q.
 """
