@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from transformer_vq.config.quantizer import NoneConfig
 from transformer_vq.config.toy import ToyConfig, ToyRunConfig
 from transformer_vq.quantizers import build_quantizer
 from transformer_vq.quantizers.health import batch_health, code_counts
@@ -42,11 +43,14 @@ class ToyAutoencoder(nn.Module):
         """(N, D) -> (1, 1, N, K)."""
         return self.config.key_scale * self.encoder(x)[None, None] + self.config.shift
 
+    def points(self, k: Tensor) -> Tensor:
+        """Decoded keys, (1, 1, N, K) -> (N, D)."""
+        return self.decoder((k[0, 0] - self.config.shift) / self.config.key_scale)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x (N, D) -> mean squared error, the quantizer's own loss, codebook health."""
         result = self.quantizer(self.keys(x))
-        out = self.decoder((result.quantized[0, 0] - self.config.shift) / self.config.key_scale)
-        return (out - x).square().mean(), result.loss, result.metrics
+        return (self.points(result.quantized) - x).square().mean(), result.loss, result.metrics
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -96,19 +100,20 @@ class ToyTask(Task):
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Mean squared error, and codebook health over the whole split."""
         model, x = self.model.eval(), self.points[split]
-        error, _, _ = model(x)
         k = model.keys(x)
         result = model.quantizer(k)
+        error = (model.points(result.quantized) - x).square().mean()
         values = {"mse": error.item(), "key_norm": k.norm(dim=-1).mean().item()}
-        if self.config.toy.quantizer.kind == "none":
+        config = self.config.toy.quantizer
+        if isinstance(config, NoneConfig):
             return values
-        size = self.config.toy.quantizer.size
+        size = config.size
         counts = code_counts(result.codes, size, None)
         distance = squared_distance(k, result.quantized)
         health = batch_health(k, result.quantized, distance, counts, None)
         # of the reconstruction's own scale, so that runs of different `key_scale` compare
         health["quantization_error"] = distance.mean() / (self.config.toy.key_scale**2)
-        return values | {name: value.item() for name, value in health.items()}
+        return values | {"codes": size} | {name: value.item() for name, value in health.items()}
 
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
