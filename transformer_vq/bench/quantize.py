@@ -7,15 +7,14 @@ keys. Times are medians of runs that take turns in one process; memory is that o
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from transformer_vq.bench.memory import largest_resident
 from transformer_vq.config.base import ConfigError
 from transformer_vq.quantizers import build_quantizer
 
@@ -76,18 +75,9 @@ def peak_memory(name: str, *arguments: object) -> float:
 
 def _peak(name: str, arguments: tuple[int, int, int, str]) -> float:
     step = BUILDERS[name](*arguments)
-    before = _largest_resident()
+    before = largest_resident()
     step()
-    return _largest_resident() - before
-
-
-def _largest_resident() -> float:
-    """Peak resident memory of this process in MiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage starts with the peak of the parent process
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+    return largest_resident() - before
 
 
 def _ours(vectors: int, dim: int, codes: int, estimator: str) -> Step:

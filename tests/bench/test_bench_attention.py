@@ -1,0 +1,19 @@
+"""The attention benchmark compares two sides that are alive, and measures memory that is there."""
+
+from transformer_vq.bench import attention
+
+
+def test_rows_hold_both_sides_up_to_the_longest_comparison():
+    small = {"heads": 2, "width": 8, "codes": 4, "window": 8, "block_len": 8}
+    near, far = attention.run(lengths=(32, 64), repeats=2, compare_up_to=32, **small)
+    assert (near["tokens"], far["tokens"]) == (32, 64)
+    assert near["vq_ms"] > 0 and near["sdpa_ms"] > 0 and near["ratio"] > 0
+    assert far["vq_ms"] > 0 and far["sdpa_ms"] is None and far["ratio"] is None
+    assert near["peak_mib"] > 50  # a process with PyTorch in it
+
+
+def test_table_shows_what_was_not_measured(capsys):
+    rows = [{"tokens": 65_536, "vq_ms": 12.0, "sdpa_ms": None, "ratio": None, "peak_mib": None}]
+    attention.table(rows, "attention")
+    shown = capsys.readouterr().out
+    assert "65,536" in shown and "12" in shown and shown.count("–") == 3
