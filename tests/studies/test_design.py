@@ -105,6 +105,16 @@ def test_variants_set_several_keys_and_are_named():
     assert design.arm("window only · ste").settings == {"model.cache": False, "model.window": 64, ESTIMATOR: "ste"}
 
 
+def test_against_names_a_reference_arm_by_arm():
+    variants = {name: {CODES: i + 1} for i, name in enumerate(["vq 64", "fsq 64", "vq 512", "fsq 512"])}
+    settings = study(variants=variants, factors={}, against={"fsq 512": "vq 512"})
+    design = make_design(settings, layers=4)
+    assert design.references == {"fsq 64": "vq 64", "vq 512": "vq 64", "fsq 512": "vq 512"}
+    assert design.contrasts()["fsq 512"] == ("", "fsq 512 − vq 512")
+    with pytest.raises(ConfigError, match=r"against\.fsq: no arm fsq; there is vq 64"):
+        make_design(study(variants=variants, factors={}, against={"fsq": "vq 64"}), layers=4)
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [

@@ -55,9 +55,14 @@ class EngineConfig(Settings):
 class FigureConfig(Settings):
     """A line plot beside the standard figures: one point an arm, mean and interval over seeds."""
 
-    x: str = Field(description="a numeric factor, or a path in summary.json like test/state_size")
+    x: str = Field(
+        description="a numeric factor | a path in summary.json | codes: of the first layer | state: numbers in the "
+        "state of one stream, at train.seq_len"
+    )
     y: str = Field(description="a path in summary.json, like test/accuracy")
-    series: str | None = Field(None, description="the factor whose levels are lines; null: all factors but x")
+    series: str | dict[str, list[str]] | None = Field(
+        None, description="the factor whose levels are lines | {line: [arms]} | null: all factors but x"
+    )
     log_x: bool = Field(False, description="logarithmic x axis")
 
 
@@ -88,6 +93,7 @@ class StudyConfig(Settings):
     baseline: dict[str, Any] = Field(
         {}, description="factor: level; each arm is compared with itself at these levels; {}: every first level"
     )
+    against: dict[str, str] = Field({}, description="arm: the arm it is compared with, instead of what baseline says")
     primary: Primary | None = Field(None, description="null: every comparison is exploratory")
     equivalence: float | None = Field(
         None, gt=0, description="δ: a difference whose 95 % interval lies inside ±δ is called equivalent"

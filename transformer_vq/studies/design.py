@@ -90,6 +90,11 @@ def make_design(study: StudyConfig, layers: int | None) -> Design:
         for arm in arms
         if {**arm.levels, **at_baseline} != arm.levels
     }
+    for name, reference in study.against.items():
+        for arm_name in (name, reference):
+            if arm_name not in names.values():
+                raise ConfigError(f"against.{name}: no arm {arm_name}; there is {', '.join(names.values())}")
+        compared[name] = reference
     return Design(arms, compared, _primary(study, table, arms, compared, centre, fixed))
 
 

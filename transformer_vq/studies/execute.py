@@ -44,6 +44,8 @@ class Job:
     runner: str
     command: str
     cwd: str
+    path: tuple[str, ...]
+    """Where the study's process finds modules, for estimators of the user's own."""
 
 
 def execute(job: Job) -> str:
@@ -54,6 +56,7 @@ def execute(job: Job) -> str:
             known = read_status(folder)["state"]
             if known in RESULTS:
                 return str(known)
+            sys.path += [place for place in job.path if place not in sys.path]
             attempt = Attempt(folder, job.command)
             with printing_into(folder / "log.txt"), attempt:
                 settings = validate(job.config, load(job.schema))

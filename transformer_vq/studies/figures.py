@@ -14,8 +14,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from transformer_vq.config.study import FigureConfig
 from transformer_vq.studies.design import LAYER, short_names
-from transformer_vq.studies.results import Comparison, Results, curve, flat, health
-from transformer_vq.studies.run import read_summary
+from transformer_vq.studies.kinds import property_of
+from transformer_vq.studies.results import Comparison, Results, curve, health
+from transformer_vq.studies.run import flat, read_summary
 from transformer_vq.studies.statistics import mean_interval
 
 ACCENT, BLUE, GREY, LIGHT = "#c8553d", "#33658a", "#6b7280", "#e5e7eb"
@@ -227,17 +228,22 @@ def lines(results: Results, wanted: FigureConfig) -> Figure | None:
     factors = list(arms[0].levels)
     short = short_names(factors)
     key = next((k for k in factors if wanted.x in (k, short[k])), None)
+    lines_ = wanted.series if isinstance(wanted.series, dict) else {}
     by = next((k for k in factors if wanted.series in (k, short[k])), None)
     points: dict[str, list[tuple[float, float, float, float]]] = {}
     for arm in arms:
         runs = [run for run in results.final if run.arm == arm.name]
         numbers = [flat(read_summary(run.folder)) for run in runs]
         y = mean_interval([n[wanted.y] for n in numbers if math.isfinite(n.get(wanted.y, math.nan))])
-        at = [n[wanted.x] for n in numbers if wanted.x in n] if key is None else [float(arm.levels[key])]
-        if y.n and at:
-            rest = [part for k, part in arm.parts.items() if k != key]
-            name = arm.levels[by] if by else " · ".join(rest) or study.name
-            points.setdefault(name, []).append((float(np.mean(at)), y.mean, y.low, y.high))
+        if not y.n:
+            continue
+        place = property_of(wanted.x, runs[0].settings) if key is None else float(arm.levels[key])
+        at = [n[wanted.x] for n in numbers if wanted.x in n] if place is None else [place]
+        if at:
+            rest = " · ".join(part for k, part in arm.parts.items() if k != key) or study.name
+            listed = [name for name, members in lines_.items() if arm.name in members]
+            for name in listed or [arm.levels[by] if by else rest]:
+                points.setdefault(name, []).append((float(np.mean(at)), y.mean, y.low, y.high))
     if not points:
         return None
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")

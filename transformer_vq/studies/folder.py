@@ -23,7 +23,7 @@ from transformer_vq.config import ConfigError, save_config
 from transformer_vq.config.load import difference, read_yaml
 from transformer_vq.config.study import StudyConfig
 
-FIXED = ("base", "design", "baseline", "primary", "split", "equivalence")  # once the first run has started
+FIXED = ("base", "design", "baseline", "against", "primary", "split", "equivalence")  # once the first run has started
 RESULTS = ("done", "diverged")  # anything else is tried again
 
 

@@ -94,14 +94,32 @@ def flops_per_step(settings: Any) -> float:
     """Training FLOPs of an optimizer step: three times the forward pass (`models/describe.py` says what is counted)."""
     from transformer_vq.models.describe import describe
 
-    model = settings.model
-    if model.vocab_size is None:
-        kind, _, size = settings.data.tokenizer.partition(":")
-        if kind not in ("bytes", "bpe"):
-            raise ConfigError("budget.flops: needs model.vocab_size in base when the tokenizer is a file")
-        model = model.model_copy(update={"vocab_size": int(size) if size else 256})
-    forward = describe(model, settings.train.seq_len)["flops_per_token"]
-    return 3.0 * float(forward) * _tokens_per_step(settings)
+    tokens = _tokens_per_step(settings)
+    forward = describe(_with_vocabulary(settings), settings.train.seq_len)["flops_per_token"]
+    return 3.0 * float(forward) * tokens
+
+
+def property_of(name: str, settings: Any) -> float | None:
+    """`codes` or `state` of a language model's config, for the x axis of a figure; None for other names and kinds."""
+    if name not in ("codes", "state") or not hasattr(settings, "model"):
+        return None
+    if name == "codes":
+        size: int | None = getattr(settings.model.layer_quantizers()[0], "size", None)
+        return None if size is None else float(size)
+    from transformer_vq.models.describe import describe
+
+    return float(describe(_with_vocabulary(settings), settings.train.seq_len)["state_numbers"])
+
+
+def _with_vocabulary(settings: Any) -> TransformerVQConfig:
+    """The model's config with `vocab_size`, which the run takes from its tokenizer."""
+    model: TransformerVQConfig = settings.model
+    if model.vocab_size is not None:
+        return model
+    kind, _, size = settings.data.tokenizer.partition(":")
+    if kind not in ("bytes", "bpe"):
+        raise ConfigError("model.vocab_size: must be set in base for its FLOPs and state when the tokenizer is a file")
+    return model.model_copy(update={"vocab_size": int(size) if size else 256})
 
 
 def _tokens_per_step(settings: Any) -> int:

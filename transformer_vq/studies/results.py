@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformer_vq.evaluation.plots import read_metrics
 from transformer_vq.studies.design import short_names
 from transformer_vq.studies.folder import read_status
 from transformer_vq.studies.plan import Run, Study
-from transformer_vq.studies.run import choose, metric_of, read_summary, state_of
+from transformer_vq.studies.run import choose, flat, metric_of, read_summary, state_of
 from transformer_vq.studies.statistics import (
     Interval,
     Paired,
@@ -154,17 +154,6 @@ def table(results: Results) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested dicts as `a/b/c`."""
-    numbers: dict[str, float] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[prefix + str(key)] = value
-    return numbers
 
 
 @dataclass(frozen=True)

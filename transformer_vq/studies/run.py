@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,11 +101,23 @@ def state_of(run: Run) -> str:
 
 
 def metric_of(run: Run, split: str, metric: str) -> float:
-    """A number of a run's summary; NaN where it has none."""
-    value: Any = read_summary(run.folder).get(split, {})
-    for part in [metric] if metric in value else metric.split("/"):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) else math.nan
+    """A number of a run's summary, `layers/usage` being the mean of `layer0/usage`, …; NaN where it has none."""
+    numbers = flat(read_summary(run.folder).get(split, {}))
+    if metric.startswith("layers/"):
+        of_layers = [v for k, v in numbers.items() if re.fullmatch(r"layer\d+" + re.escape(metric[6:]), k)]
+        return sum(of_layers) / len(of_layers) if of_layers else math.nan
+    return float(numbers.get(metric, math.nan))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested dicts as `a/b/c`."""
+    numbers: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[prefix + str(key)] = value
+    return numbers
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -119,8 +133,15 @@ def unique(runs: list[Run]) -> list[Run]:
 
 def job_of(run: Run, study: Study) -> Job:
     """What a worker needs to know."""
-    config = run.settings.model_dump(mode="json")
-    return Job(str(run.folder.absolute()), config, study.kind.schema, study.kind.runner, run.command, str(Path.cwd()))
+    return Job(
+        folder=str(run.folder.absolute()),
+        config=run.settings.model_dump(mode="json"),
+        schema=study.kind.schema,
+        runner=study.kind.runner,
+        command=run.command,
+        cwd=str(Path.cwd()),
+        path=tuple(sys.path),
+    )
 
 
 def _execute(study: Study, runs: list[Run], at_once: int, engine: str, say: Say, what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -79,5 +79,4 @@ def _short(study: Study, run: Run, folder: Path, steps: int, evaluate: int | Non
         }
     )
     folder.mkdir()
-    job = job_of(run, study)
-    return Job(str(folder), settings.model_dump(mode="json"), job.schema, job.runner, job.command, job.cwd)
+    return replace(job_of(run, study), folder=str(folder), config=settings.model_dump(mode="json"))
