@@ -113,7 +113,7 @@ def naive(case: Case, pieces: list[int] | None = None, codebooks: list[Tensor] |
     `pieces` are the lengths of consecutive calls that carry the state, `codebooks` what each of them has.
     """
     x, options, extra = case.tensors, case.options, case.extra
-    B, H, T, K = x["q"].shape
+    B, H, T, _ = x["q"].shape
     Hkv = x["v"].shape[1]
     M, L, scale = options["window"], options["block_len"], options.get("scale")
     rule, through = options.get("gradients", "window"), options.get("grad_through_cache", True)

@@ -16,7 +16,7 @@ def resolve(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
     if name in table:
         return table[name]
     module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if not (colon and module_name):
         near = get_close_matches(name, table, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no {what} {name!r}{hint} There is {', '.join(sorted(table))}, or module:function")

@@ -88,7 +88,8 @@ def vq_attention(
         )
         name, _ = resolve_backend(backend, q.device, q.shape[2])
         attend: Backend = resolve(name, BACKENDS, "attention backend")
-        o = attend(call).flatten(1, 2).to(v.dtype)
+        o = attend(call) if q.shape[2] else call.q.new_zeros(*call.q.shape[:4], v.shape[3])
+        o = o.flatten(1, 2).to(v.dtype)
         if mask is not None:
             back = torch.argsort(real_first(mask), dim=1)
             o = pick(o, back).masked_fill(~mask[:, None, :, None], 0)
