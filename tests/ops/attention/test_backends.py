@@ -79,14 +79,16 @@ def test_padding_is_invisible(backend, mask):
     got = run(case, backend)
     for b in range(3):
         keep = case.extra["mask"][b]
+        for name in ("o", "dq", "dk_hat", "dv", "dbias"):
+            assert got[name][b][:, ~keep].abs().sum() == 0
+        if not keep.any():
+            continue
         alone = {n: x if n == "codebook" else x[b : b + 1, :, keep] for n, x in case.tensors.items()}
         extra = {"segments": case.extra["segments"][b : b + 1, keep]}
         single = replace(case, tensors=alone, weights=case.weights[b : b + 1, :, keep], extra=extra)
         want = run(single, "quadratic")
         row = {n: got[n][b : b + 1] if n.startswith("state") else got[n][b : b + 1, :, keep] for n in want}
         assert_same(row, want, rtol=1e-10)
-        for name in ("o", "dq", "dk_hat", "dv", "dbias"):
-            assert got[name][b][:, ~keep].abs().sum() == 0
 
 
 @pytest.mark.parametrize("backend", LINEAR)
