@@ -3,8 +3,9 @@
     mse, l1              means over everything
     psnr, ssim           of each picture, then their mean  [torchmetrics; SSIM with its 11-pixel Gaussian window]
     quantization_error   mean over grid cells of ‖k − q‖², summed over the code's width
-    usage, perplexity, dead_codes, norm_ratio, cosine, relative_error    over the split: by stage, as `layer0/usage`,
-                         and as means over stages; `usage_batch` is per batch, as the rotation paper counts it
+    usage, perplexity, dead_codes, norm_ratio, ...    codebook health over the split (evaluation/health.py): by stage,
+                         as `layer0/usage`, and as means over stages
+    usage_batch          mean over batches of the share of codes in one, as the rotation paper counts it
 
 Axes:   B batch  C channels  h, w height and width  H product parts  S codes
 """

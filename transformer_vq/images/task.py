@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError, load_config
 from transformer_vq.config.images import ImageRunConfig, ImagesConfig, check_grid
-from transformer_vq.config.quantizer import VQConfig
+from transformer_vq.config.quantizer import NoneConfig, VQConfig
 from transformer_vq.images.adversary import discriminator_term, generator_term
 from transformer_vq.images.batches import image_batch, positions, to_unit
 from transformer_vq.images.distances import Distance, Lpips, Unobtainable, distances
@@ -77,7 +77,7 @@ class ImageTask(Task):
         """What is about to be trained."""
         images, shape = self.config.images, self.corpus.shape
         q = images.quantizer
-        codes = f"{q.size} codes" if q.kind != "none" else "no codes"  # type: ignore[union-attr]
+        codes = "not quantized" if isinstance(q, NoneConfig) else f"{q.kind} of {q.size} codes"
         copies = "".join(
             f", {n} {name}" for n, name in ((images.residual, "stages"), (images.product, "parts")) if n > 1
         )
@@ -86,8 +86,7 @@ class ImageTask(Task):
         return {
             "data": self.corpus.describe(),
             **({"note": "; ".join(self.notes)} if self.notes else {}),
-            "model": f"{'VQ-GAN' if images.gan else 'VQ-VAE'}, grid {grid}, {q.kind} of {codes}{copies}, "
-            f"{parameters:,} parameters",
+            "model": f"{'VQ-GAN' if images.gan else 'VQ-VAE'}, grid {grid}, {codes}{copies}, {parameters:,} parameters",
         }
 
     def begin(self, folder: Path) -> None:
