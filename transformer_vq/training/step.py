@@ -125,7 +125,7 @@ class Stepper:
     def _seed_random(self, step: int, slot: int, turn: int) -> None:
         entropy = [self.seed, step, self.accelerator.process_index, slot, turn]
         seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        # not torch.manual_seed: where a kind of device is absent, that keeps a traceback of every call
+        # not torch.manual_seed: that formats a traceback for each kind of device that is not in use, 0.5 ms a call
         torch.default_generator.manual_seed(seed)
         if self.accelerator.device.type != "cpu":
             torch.get_device_module(self.accelerator.device).manual_seed(seed)
