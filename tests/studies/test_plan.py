@@ -110,6 +110,7 @@ def test_every_arm_is_tuned_over_the_same_grid_where_it_has_the_key(write):
         ({"factors": {"model.quantizer.estimater": ["ste"]}}, "estimater: no such key; did you mean"),
         ({"factors": {"modle.layers": [1]}}, "modle: no such key; did you mean model"),
         ({"factors": {"model.per_layer.7.estimator": ["ste"]}}, '"7": the model has layers 0-1'),
+        ({"factors": {"model.quantizer.estimator": ["stee"]}}, "model.quantizer.estimator = stee: "),
         ({"factors": {"model.layers": [0]}}, "model.layers = 0: must be at least 1"),
         ({"factors": {"train.lr": list(range(1, 502))}}, "1,002 runs, more than 1,000; say --yes"),
         ({"overrides": {"train.stepz": 1}}, "train.stepz: no such key"),
@@ -131,5 +132,5 @@ def test_more_than_a_thousand_runs_with_consent(write):
 
 def test_a_base_must_say_what_it_is(write, tmp_path):
     (tmp_path / "other.yaml").write_text("seed: 1")
-    with pytest.raises(ConfigError, match="must hold one of the keys model, images, toy"):
+    with pytest.raises(ConfigError, match="must hold one of the keys recall, model"):
         load_study(write(base=str(tmp_path / "other.yaml")))

@@ -59,7 +59,10 @@ class FigureConfig(Settings):
         description="a numeric factor | a path in summary.json | codes: of the first layer | state: numbers in the "
         "state of one stream, at train.seq_len"
     )
-    y: str = Field(description="a path in summary.json, like test/accuracy")
+    y: str = Field(
+        description="a path in summary.json, like test/accuracy; with a * in it, like test/distance*/accuracy, every "
+        "arm is a line over the numbers that stand there, and x is only a label"
+    )
     series: str | dict[str, list[str]] | None = Field(
         None, description="the factor whose levels are lines | {line: [arms]} | null: all factors but x"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import cycle
 
@@ -23,6 +24,7 @@ ACCENT, BLUE, GREY, LIGHT = "#c8553d", "#33658a", "#6b7280", "#e5e7eb"
 SERIES = ("#33658a", "#c8553d", "#5a8f4e", "#8e6c8a", "#d9a441", "#2a9d8f", "#7a5c3e", "#b56576", "#4f5d75", "#9aa53c")
 DASHES = ("-", "--", ":", "-.")
 MOST_LINES = 10
+Points = dict[str, list[tuple[float, float, float, float]]]  # line -> x, mean, low, high
 HEALTH = {"usage": "share of codes in use", "perplexity": "perplexity of the codes", "relative_error": "‖k − q‖ / ‖k‖"}
 
 
@@ -224,26 +226,7 @@ def health_map(results: Results) -> Figure | None:
 
 def lines(results: Results, wanted: FigureConfig) -> Figure | None:
     """A figure that the study asks for: y over x, one point an arm with its 95 % interval, one line a series."""
-    study, arms = results.study, results.study.design.arms
-    factors = list(arms[0].levels)
-    short = short_names(factors)
-    key = next((k for k in factors if wanted.x in (k, short[k])), None)
-    lines_ = wanted.series if isinstance(wanted.series, dict) else {}
-    by = next((k for k in factors if wanted.series in (k, short[k])), None)
-    points: dict[str, list[tuple[float, float, float, float]]] = {}
-    for arm in arms:
-        runs = [run for run in results.final if run.arm == arm.name]
-        numbers = [flat(read_summary(run.folder)) for run in runs]
-        y = mean_interval([n[wanted.y] for n in numbers if math.isfinite(n.get(wanted.y, math.nan))])
-        if not y.n:
-            continue
-        place = property_of(wanted.x, runs[0].settings) if key is None else float(arm.levels[key])
-        at = [n[wanted.x] for n in numbers if wanted.x in n] if place is None else [place]
-        if at:
-            rest = " · ".join(part for k, part in arm.parts.items() if k != key) or study.name
-            listed = [name for name, members in lines_.items() if arm.name in members]
-            for name in listed or [arm.levels[by] if by else rest]:
-                points.setdefault(name, []).append((float(np.mean(at)), y.mean, y.low, y.high))
+    points = _profile(results, wanted.y) if "*" in wanted.y else _points(results, wanted)
     if not points:
         return None
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")
@@ -263,6 +246,46 @@ def lines(results: Results, wanted: FigureConfig) -> Figure | None:
     _tidy(axes, grid="both")
     axes.legend(frameon=False, fontsize=8.5)
     return figure
+
+
+def _points(results: Results, wanted: FigureConfig) -> Points:
+    """One point an arm, by line."""
+    study, arms = results.study, results.study.design.arms
+    factors = list(arms[0].levels)
+    short = short_names(factors)
+    key = next((k for k in factors if wanted.x in (k, short[k])), None)
+    lines_ = wanted.series if isinstance(wanted.series, dict) else {}
+    by = next((k for k in factors if wanted.series in (k, short[k])), None)
+    points: Points = {}
+    for arm in arms:
+        runs = [run for run in results.final if run.arm == arm.name]
+        numbers = [flat(read_summary(run.folder)) for run in runs]
+        y = mean_interval([n[wanted.y] for n in numbers if math.isfinite(n.get(wanted.y, math.nan))])
+        if not y.n:
+            continue
+        place = property_of(wanted.x, runs[0].settings) if key is None else float(arm.levels[key])
+        at = [n[wanted.x] for n in numbers if wanted.x in n] if place is None else [place]
+        if at:
+            rest = " · ".join(part for k, part in arm.parts.items() if k != key) or study.name
+            listed = [name for name, members in lines_.items() if arm.name in members]
+            for name in listed or [arm.levels[by] if by else rest]:
+                points.setdefault(name, []).append((float(np.mean(at)), y.mean, y.low, y.high))
+    return points
+
+
+def _profile(results: Results, y: str) -> Points:
+    """One line an arm, over the number in the place of the *."""
+    points: Points = {}
+    for arm in results.arms:
+        found: dict[float, list[float]] = {}
+        for run in results.final:
+            for key, value in flat(read_summary(run.folder)).items() if run.arm == arm else ():
+                if match := re.fullmatch(re.escape(y).replace(r"\*", r"(\d+)"), key):
+                    found.setdefault(float(match[1]), []).append(value)
+        for x, values in sorted(found.items()):
+            interval = mean_interval(values)
+            points.setdefault(arm, []).append((x, interval.mean, interval.low, interval.high))
+    return points
 
 
 def _heat(

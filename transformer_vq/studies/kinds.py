@@ -24,14 +24,18 @@ class Kind:
     """module:function (settings, resume=, overwrite=, quiet=) -> summary, leaving a run folder."""
     command: str | None
     """The console command that does the same, where there is one."""
+    check_names: str | None = None
+    """module:function (settings.model) that raises ConfigError for a name that stands for nothing."""
 
     def settings_class(self) -> type[Settings]:
         """The class behind `schema`."""
         return load(self.schema)
 
 
+NAMES = "transformer_vq.models.names:check_names"
 KINDS = {
-    "model": Kind("transformer_vq.config:RunConfig", "transformer_vq.training:run", "train"),
+    "recall": Kind("transformer_vq.config.recall:RecallRunConfig", "transformer_vq.training.recall:run", None, NAMES),
+    "model": Kind("transformer_vq.config:RunConfig", "transformer_vq.training:run", "train", NAMES),
     "images": Kind("transformer_vq.config.images:ImageRunConfig", "transformer_vq.images:run", "images"),
     "toy": Kind("transformer_vq.config.toy:ToyRunConfig", "transformer_vq.studies.toy:run", None),
 }
@@ -46,6 +50,8 @@ def load(name: str) -> Any:
 def kind_of(tree: Mapping[str, Any], source: str) -> Kind:
     """The kind of a base config.  Raises ConfigError when no known key is there, or more than one."""
     found = [key for key in KINDS if key in tree]
+    if found == ["recall", "model"]:  # a recall run has a model too
+        found = ["recall"]
     if len(found) != 1:
         raise ConfigError(f"base = {source}: must hold one of the keys {', '.join(KINDS)}, and holds {found or 'none'}")
     return KINDS[found[0]]
@@ -113,7 +119,7 @@ def property_of(name: str, settings: Any) -> float | None:
 
 def _with_vocabulary(settings: Any) -> TransformerVQConfig:
     """The model's config with `vocab_size`, which the run takes from its tokenizer."""
-    model: TransformerVQConfig = settings.model
+    model: TransformerVQConfig = getattr(settings, "settled_model", settings.model)
     if model.vocab_size is not None:
         return model
     kind, _, size = settings.data.tokenizer.partition(":")

@@ -21,7 +21,7 @@ from transformer_vq.config import ConfigError, Settings, load_config, validate
 from transformer_vq.config.load import find_config, read_yaml, set_key
 from transformer_vq.config.study import StudyConfig
 from transformer_vq.studies.design import Arm, Design, grid_size, label, make_design, short_names
-from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, steps_for_tokens
+from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, load, steps_for_tokens
 
 MANY = 1000  # more runs than this want to be asked for
 Stage = Literal["tune", "final"]
@@ -132,8 +132,10 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
     steps = _steps(settings, design, tree, kind)
     study = Study(Path(source).stem, str(source), settings, kind, design, tree, grids, steps)
     _few_enough(study.size(), many)
-    study.final_runs({arm.name: {} for arm in design.arms})
-    study.tuning_runs()
+    runs = [*study.final_runs({arm.name: {} for arm in design.arms}), *study.tuning_runs()]
+    if kind.check_names is not None:
+        for model in {run.arm: run.settings.model for run in runs}.values():  # type: ignore[attr-defined]
+            load(kind.check_names)(model)
     return study
 
 

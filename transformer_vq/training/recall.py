@@ -1,0 +1,113 @@
+"""The recall task: a language model that must answer from what it has seen, with new sequences in every step.
+
+accuracy             share of the questions whose most likely token is the answer
+distanceN/accuracy   the same over questions whose key lies N tokens back (needle); N to 2N - 1, N a power of 2 (mqar)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from transformer_vq.config.recall import RecallRunConfig
+from transformer_vq.data.recall import IGNORED, Examples, make_examples
+from transformer_vq.evaluation.health import SplitHealth
+from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.models import TransformerVQ
+from transformer_vq.models.names import check_names
+from transformer_vq.training.loop import train
+from transformer_vq.training.task import Losses, MicroBatch, Player, Task
+
+SPLITS = {"valid": 1, "test": 2}  # their sequences are the same in every run
+EXAMPLES_SEED = 20231204
+
+
+class RecallTask(Task):
+    """Trains a `TransformerVQ` by a `RecallRunConfig`."""
+
+    def __init__(self, config: RecallRunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.model = TransformerVQ(config.settled_model, seed=config.seed)
+        starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
+        self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
+
+    def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
+        """New sequences; each row has a generator of its own, so that rows do not depend on how they are split."""
+        parts = [self._examples(1, self.config.seed, 0, step, row) for row in rows]
+        tokens, labels = (
+            torch.as_tensor(np.concatenate([getattr(part, name) for part in parts]), device=self.device)
+            for name in ("tokens", "labels")
+        )
+        counts = {"lm": int((labels >= 0).sum()), "quantizers": tokens.numel()}
+        return MicroBatch((tokens, labels), counts, tokens.numel(), slot)
+
+    def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
+        """Cross-entropy where something is asked, and the quantizers' own."""
+        tokens, labels = batch.inputs
+        out = module(tokens, labels=labels)
+        return Losses({"lm": out.loss_lm, "quantizers": out.loss_quantizers}, out.metrics)
+
+    def set_step(self, step: int) -> None:
+        """Quantizers have schedules and warm-ups."""
+        self.model.set_step(step)
+
+    def after_update(self, player: str) -> None:
+        """Once per optimizer step."""
+        self.model.apply_codebook_statistics()
+
+    def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
+        """The answers' loss alone."""
+        return {"loss_lm": losses["lm"]}
+
+    def evaluate(self, split: str, final: bool) -> dict[str, Any]:
+        """Loss and accuracy over all questions of the split, accuracy by distance, codebook health."""
+        recall, size = self.config.recall, self.config.eval.batch_size
+        examples = self._examples(recall.examples, EXAMPLES_SEED, SPLITS[split])
+        loss, right = 0.0, np.zeros(examples.labels.shape, dtype=bool)
+        asked = examples.labels != IGNORED
+        with evaluating(self.model), SplitHealth(self.model) as health:
+            for start in range(0, recall.examples, size):
+                rows = slice(start, start + size)
+                tokens, labels = (torch.as_tensor(x[rows], device=self.device) for x in examples[:2])
+                health.count_only(torch.ones_like(tokens, dtype=torch.bool))
+                logits = self.model(tokens).logits
+                loss += _total_loss(logits, labels)
+                right[rows] = (logits.argmax(-1) == labels).cpu().numpy()
+            found = health.summary()
+        far = examples.distance[asked]
+        place = far if recall.task == "needle" else 2 ** np.floor(np.log2(far)).astype(np.int64)
+        by_distance = {f"distance{n}/accuracy": float(right[asked][place == n].mean()) for n in np.unique(place)}
+        questions = int(asked.sum())
+        total = {"loss": loss / questions, "accuracy": float(right[asked].mean()), "questions": questions}
+        return {**total, **by_distance, **found}
+
+    def describe(self) -> dict[str, str]:
+        """What is about to be trained."""
+        recall, model = self.config.recall, self.model.config
+        return {
+            "data": f"{recall.task}, sequences of {self.config.train.seq_len} tokens of {recall.vocab}",
+            "model": f"{model.layers} {model.block} layers of width {model.width}",
+        }
+
+    def _examples(self, rows: int, *seed: int) -> Examples:
+        return make_examples(self.config.recall, self.config.train.seq_len, rows, np.random.default_rng(seed))
+
+
+def _total_loss(logits: Tensor, labels: Tensor) -> float:
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
+
+
+def run(config: RecallRunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train the model that `config` describes and return its summary; see `training.train` for the rules and errors."""
+    check_names(config.settled_model)
+
+    def make(accelerator: Accelerator) -> RecallTask:
+        return RecallTask(config, accelerator.device)
+
+    return train(config, make, resume, overwrite, quiet)
