@@ -121,6 +121,23 @@ def test_a_stop_at_any_flush_leaves_a_whole_checkpoint(tmp_path, monkeypatch, ca
     assert load_tensors(checkpoints.path(last) / "model.safetensors")["w"].unique().item() == last
 
 
+def test_a_stop_while_deleting_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 10)
+
+    def stop(path):
+        (path / "model.safetensors").unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", stop)
+        with pytest.raises(SystemExit):
+            write(checkpoints, 20)
+    assert checkpoints.steps() == [20]
+    write(checkpoints, 30)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000030"]
+
+
 def test_writing_a_step_again_replaces_it(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     write(checkpoints, 10)

@@ -204,3 +204,15 @@ def test_the_first_screen_says_what_is_about_to_happen(tmp_path, capsys):
     for heading in ("data", "model", "state", "attention", "training", "device", "writes to"):
         assert f"\n{heading} " in f"\n{screen}"
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(tmp_path):
+    eager, compiled = (
+        tiny_run(tmp_path, str(on), train__compile=on, train__precision="fp64", eval__every=10) for on in (False, True)
+    )
+    run(eager, quiet=True)
+    run(compiled, quiet=True)
+    want = tensors(eager)
+    for name, tensor in tensors(compiled).items():
+        torch.testing.assert_close(tensor, want[name], rtol=1e-9, atol=1e-10, msg=name)

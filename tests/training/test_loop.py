@@ -238,6 +238,13 @@ def test_precisions(tmp_path):
     assert fp32 == pytest.approx(fp64, rel=1e-5) and fp32 != bf16 == pytest.approx(fp32, rel=0.1)
 
 
+@pytest.mark.slow
+def test_compiled_equals_eager(tmp_path):
+    for on in (False, True):
+        train_toy(toy_config(tmp_path / str(on), compile=on, precision="fp64"))
+    assert_same(weights(tmp_path / "True", 20), weights(tmp_path / "False", 20), rtol=1e-12)
+
+
 def test_tensorboard_gets_the_records(tmp_path):
     train_toy(toy_config(tmp_path / "run", trackers=["tensorboard"]))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -100,7 +100,7 @@ class Checkpoints:
         write_text(temporary / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
         flush(temporary)
         if final.exists():  # the same step once more, after resuming from an earlier one
-            final.rename(self.folder / f".replaced-{step:08d}")
+            final.rename(self.folder / f".deleted-{step:08d}")
         temporary.rename(final)
         flush(self.folder)
         self.prune()
@@ -110,7 +110,10 @@ class Checkpoints:
         """Delete all but the latest `keep` and the best."""
         steps, best = self.steps(), self.best()
         kept = {*steps[-self.keep :], best["step"] if best else None}
-        for rest in [*(self.path(step) for step in steps if step not in kept), *self.folder.glob(".replaced-*")]:
+        for step in steps:
+            if step not in kept:  # renamed first: a kill must not leave half a checkpoint under its name
+                self.path(step).rename(self.folder / f".deleted-{step:08d}")
+        for rest in self.folder.glob(".deleted-*"):
             shutil.rmtree(rest)
 
 

@@ -9,10 +9,10 @@ Axes:  B rows  T tokens of a row
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +22,7 @@ from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, l
 from transformer_vq.data import Batch, Corpus, check_lengths, load_tokenizer, prepare, stream_batch, window_batch
 from transformer_vq.data.tokenizers import Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.models.attention import VQAttention
 from transformer_vq.models.describe import describe
 from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
@@ -96,6 +97,12 @@ class LanguageTask(Task):
         shares = self.probe.task_shares(out.loss_lm, out.loss_quantizers) if self.probing else {}
         return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics, **shares})
 
+    def compile(self, player: str) -> None:
+        """All but attention, whose blocks are laid out by hand: inductor's CPU code for them fails in torch 2.13."""
+        for layer in self.model.layers:
+            layer.attend = torch.compiler.disable(layer.attend)
+        self.model.compile()
+
     def set_step(self, step: int) -> None:
         """Quantizers have schedules and warm-ups; the gradients at the keys are looked at now and then."""
         self.model.set_step(step)
@@ -103,7 +110,8 @@ class LanguageTask(Task):
         self.probing = (
             done in (1, train.steps) or done % (PROBED_RECORDS * train.log_every) == 0
         ) and not train.compile
-        self.probe = KeyProbe({i: layer.quantizer for i, layer in enumerate(self.model.layers) if layer.quantizes})
+        layers = enumerate(cast(Iterable[VQAttention], self.model.layers))
+        self.probe = KeyProbe({i: layer.quantizer for i, layer in layers if layer.quantizes})
 
     def after_update(self, player: str) -> None:
         """Once per optimizer step, over all micro-batches and processes."""

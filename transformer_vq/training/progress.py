@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,7 +68,7 @@ class Progress:
         if now - self._shown >= PLAIN_EVERY or step == self.steps:
             self._shown = now
             left = (now - self._start) / max(1, step - self._first) * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {_line(values, unit)}  {left / 60:.1f} min left")
+            self.say(f"step {step}/{self.steps}  {_line(values, unit)}  {timedelta(seconds=round(left))} left")
 
     def say(self, text: str) -> None:
         """A message on a line of its own."""

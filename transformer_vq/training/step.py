@@ -46,7 +46,7 @@ class Stepper:
         """Compile and hand to DDP, once the weights are what training starts from."""
         for name, player in self.task.players.items():
             if self.train.compile:
-                player.module.compile()
+                self.task.compile(name)
             self.modules[name] = share_gradients(player.module, self.accelerator, player.partly_used)
 
     def __call__(self, step: int) -> tuple[dict[str, float], int]:

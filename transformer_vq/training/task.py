@@ -82,6 +82,10 @@ class Task(ABC):
     def describe(self) -> dict[str, str]:
         """What is about to be trained, for the first screen: heading -> line."""
 
+    def compile(self, player: str) -> None:
+        """`train.compile` is on: compile the player's module, in place."""
+        self.players[player].module.compile()
+
     def set_step(self, step: int) -> None:  # noqa: B027
         """A step begins."""
 
