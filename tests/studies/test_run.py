@@ -38,6 +38,7 @@ def calls(run):
 def test_runs_everything_once_and_then_nothing(write_toy):
     study, said = load_study(write_toy()), []
     assert run_study(study, say=said.append) == {"done": 4}
+    assert [line.partition(":")[0] for line in said[:1]] == ["runs"] and len(said) == 5
     assert run_study(study, say=said.append) == {"done": 4}
     assert [calls(run) for run in runs_of(study)] == [1, 1, 1, 1]
     assert said[-1] == "runs: 4, of which 4 are finished"

@@ -37,7 +37,7 @@ def run_study(study: Study, at_once: int = 1, engine: str = "local", say: Say = 
         if tuning:
             _execute(study, tuning, at_once, engine, say, "tuning")
         chosen = choose(study, tuning)
-        for arm in (name for name, values in chosen.items() if values is None):
+        for arm in [name for name, values in chosen.items() if values is None] if tuning else []:
             say(f"{arm}: no tuned value finished with every seed; left out of the comparison")
         final = study.final_runs(chosen)
         _execute(study, final, at_once, engine, say, "runs")
