@@ -14,12 +14,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from transformer_vq.config import ConfigError, save_config
+from transformer_vq.config import ConfigError, save_config, validate
 from transformer_vq.config.load import difference, read_yaml
 from transformer_vq.config.study import StudyConfig
 
@@ -81,8 +81,8 @@ def check_identity(study: StudyConfig, folder: Path) -> None:
     """Raises ConfigError when `folder` holds another study, or this one with another primary comparison."""
     if not (folder / "study.yaml").is_file():
         return
-    old, new = _identity(read_yaml(folder / "study.yaml")), _identity(study.model_dump(mode="json"))
-    changed = difference(old, new)
+    before = validate(read_yaml(folder / "study.yaml"), StudyConfig)
+    changed = difference(_identity(before), _identity(study))
     if changed:
         raise ConfigError(
             f"run_dir = {folder}: holds another study, or this one before a change of what is fixed when the first run "
@@ -90,7 +90,8 @@ def check_identity(study: StudyConfig, folder: Path) -> None:
         )
 
 
-def _identity(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(study: StudyConfig) -> dict[str, Any]:
+    tree = study.model_dump(mode="json")
     factors = {key: "varied" for key in (*tree["factors"], *(["variant"] if tree["variants"] else []))}
     return {**{key: tree[key] for key in FIXED}, "factors": factors}
 
