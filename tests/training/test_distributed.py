@@ -13,7 +13,7 @@ from tiny_run import tiny_run
 
 from transformer_vq.training import run
 from transformer_vq.training.checkpoints import load_tensors
-from transformer_vq.training.distributed import asked_for
+from transformer_vq.training.distributed import asked_for, checksum
 
 TESTS = Path(__file__).parents[1]
 CASES = {
@@ -130,6 +130,17 @@ def test_drift_and_errors_are_told_by_every_process(tmp_path):
         assert "batch_size = 1: must be at least 2" in (tmp_path / f"few-{rank}").read_text()
         assert "/nowhere.txt" in (tmp_path / f"missing-{rank}").read_text()
         assert "layers.1.quantizer.ema_sum on process 1" in (tmp_path / f"drift-{rank}").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_checksum_sees_one_changed_bit(dtype):
+    tensor = torch.arange(12).reshape(3, 4).t().to(dtype)  # not contiguous
+    before = checksum(tensor)
+    assert before.dtype == torch.int64 and torch.equal(before, checksum(tensor.clone()))
+    changed = tensor.contiguous()
+    changed.view(torch.uint8).flatten()[5] ^= 1
+    assert checksum(changed) != before
+    assert checksum(torch.zeros((), dtype=dtype)) == 0
 
 
 def test_what_the_launcher_was_asked_for(monkeypatch):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -131,21 +130,26 @@ def everyones(value: T, accelerator: Accelerator) -> list[T]:
     return values
 
 
-def compare_buffers(module: nn.Module, accelerator: Accelerator) -> None:
-    """Codebooks are replicated, and no gradient keeps them together: compare their bits.  Raises ProcessesDiffer."""
+def compare_replicas(module: nn.Module, accelerator: Accelerator) -> None:
+    """Compare the bits of parameters and buffers, codebooks among them, across processes.  Raises ProcessesDiffer.
+
+    No gradient keeps an EMA codebook together; what drifts apart once would go unnoticed.
+    """
     if accelerator.num_processes == 1:
         return
-    names, hashes = [], []
-    for name, buffer in module.named_buffers():
-        raw = buffer.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        names.append(name)
-        hashes.append(int.from_bytes(hashlib.sha256(raw.numpy().tobytes()).digest()[:7]))
-    mine = torch.tensor(hashes, dtype=torch.int64, device=accelerator.device)
+    tensors = module.state_dict()
+    mine = torch.stack([checksum(tensor) for tensor in tensors.values()])
     everyone = [torch.empty_like(mine) for _ in range(accelerator.num_processes)]
     dist.all_gather(everyone, mine)
     for rank, other in enumerate(everyone):
         if not torch.equal(other, everyone[0]):
-            name = names[int((other != everyone[0]).nonzero()[0])]
+            name = list(tensors)[int((other != everyone[0]).nonzero()[0])]
             raise ProcessesDiffer(
                 f"{name} on process {rank} is not what it is on process 0: replicas have drifted apart"
             )
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """Sum of the bit patterns as integers, () int64: read once, on the device; any one changed bit changes it."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().reshape(-1).view(integers).sum(dtype=torch.int64)

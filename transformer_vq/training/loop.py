@@ -21,14 +21,14 @@ from transformer_vq import __version__
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.training.checkpoints import load_json, load_tensors, save_json, save_tensors, verify
-from transformer_vq.training.distributed import compare_buffers, on_main, processes, sum_over_processes
+from transformer_vq.training.distributed import compare_replicas, on_main, processes, sum_over_processes
 from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
 from transformer_vq.training.signals import Stop
 from transformer_vq.training.step import NotFinite, Stepper
 from transformer_vq.training.task import Task
 
-COMPARE_EVERY = 100  # steps between comparisons of replicated buffers
+COMPARE_EVERY = 100  # steps between comparisons of parameters and codebooks across processes
 
 
 class TrainingDiverged(RuntimeError):
@@ -164,7 +164,7 @@ class Loop:
             self.progress.update(self.done, {**record, speed: pace}, self.task.unit)
             if self.done == 1 or self.done % COMPARE_EVERY == 0:
                 for player in self.task.players.values():
-                    compare_buffers(player.module, self.accelerator)
+                    compare_replicas(player.module, self.accelerator)
             if stopping or self.done == train.steps or _due(self.done, self.config.checkpoint.every):
                 self.save()
             if stopping and self.done < train.steps:
