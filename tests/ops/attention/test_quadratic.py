@@ -87,8 +87,10 @@ def test_call_that_starts_with_another_document_starts_empty():
     case = attention_case(T=6, B=1)
     _, state = call(attention_case(T=9, B=1, seed=1).with_extra(segments=torch.full((1, 9), 3)))
     other = case.with_extra(segments=torch.full((1, 6), 4))
-    o, _ = call(other, state)
-    assert torch.equal(o, call(other)[0])
+    (o, after), (o_empty, after_empty) = call(other, state), call(other)
+    assert torch.equal(o, o_empty)
+    assert all(torch.equal(a, b) for a, b in zip(after[:-1], after_empty[:-1], strict=True))
+    assert state.count.sum() > 0 and after.position.tolist() == [15]
     o, _ = call(case.with_extra(segments=torch.full((1, 6), 3)), state)
     assert not torch.allclose(o, call(other)[0])
     assert torch.equal(o, call(case, state)[0])  # without ids a call continues the document
