@@ -151,7 +151,7 @@ def test_rotation_stays_orthogonal_beside_antipodal_rows(angle):
     G = jacobian("rotation_unscaled", k, q)[0]
     assert_same({"GᵀG": G.T @ G}, {"GᵀG": torch.eye(K, dtype=torch.float64)}, rtol=1e-13)
     assert (G @ (k[0] / k.norm()) - q[0] / q.norm()).norm() < 1e-14 / angle + 1e-13
-    assert (G - torch.eye(K)).abs().max() > 1  # not the fallback
+    assert (G - torch.eye(K)).abs().max() > 0.5  # not the fallback
 
 
 def test_random_rotation_turns_by_the_same_angle_and_repeats():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from transformer_vq.ops.numerics import largest_entry, multiply_within, wide_dtype
 
-CHUNK = 8192  # rows whose geometry is alive at once on a CPU: temporaries then stay in its cache
+ONE_THREAD = 2**15 - 1  # numbers that torch still gives to a single thread
 
 
 class Pulled(NamedTuple):
@@ -76,12 +76,19 @@ def through(k: Tensor, q: Tensor, transpose: Transpose | None, *extra: Tensor | 
 def _by_chunks(
     k: Tensor, q: Tensor, g: Tensor, transpose: Transpose, extra: list[Tensor | float]
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of k and q, chunk by chunk along T on a CPU, at once elsewhere and in compiled code."""
+    """Gradients of k and q, chunk by chunk along T on a CPU, at once elsewhere and in compiled code.
+
+    The thirty short passes over a chunk find it in the cache. On two threads a chunk is small enough for one: sharing
+    such passes costs more in waiting than it saves, by a factor of six when the cores have other work.
+    """
     T = k.shape[-2] if k.dim() > 1 else 1
-    rows = k.numel() // (k.shape[-1] or 1)
-    if rows <= CHUNK or T == 1 or k.device.type != "cpu" or torch.compiler.is_compiling():
+    if T == 1 or k.device.type != "cpu" or torch.compiler.is_compiling():
         return _pull(k, q, g, transpose, extra)
-    step = max(1, CHUNK * T // rows)
+    rows = k.numel() // (k.shape[-1] or 1)
+    chunk = max(1, ONE_THREAD * max(1, torch.get_num_threads() // 2) // max(1, k.shape[-1]))
+    if rows <= chunk:
+        return _pull(k, q, g, transpose, extra)
+    step = max(1, chunk * T // rows)
     grad_k, grad_q = torch.empty_like(k), None
     for start in range(0, T, step):
         part = (..., slice(start, start + step), slice(None))
