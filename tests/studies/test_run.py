@@ -85,13 +85,13 @@ def test_more_seeds_later_run_only_what_is_new(write_toy):
 
 
 def test_tuning_chooses_on_valid_and_compares_with_fresh_seeds(write_toy):
-    path = write_toy("ste", "diverges", tune={"train.lr": [0.001, 0.012, 0.1]}, tune_seeds=[7, 8], seeds=[0, 1])
+    path = write_toy("ste", "diverges", tune={"train.lr": [0.001, 0.01, 0.013]}, tune_seeds=[7, 8], seeds=[0, 1])
     study, said = load_study(path), []
     assert run_study(study, say=said.append) == {"done": 6 + 2, "diverged": 6}
     chosen = choose(study, study.tuning_runs())
-    assert chosen == {"ste": {"train.lr": 0.012}, "diverges": None}
+    assert chosen == {"ste": {"train.lr": 0.013}, "diverges": None}
     final = study.final_runs(chosen)
-    assert [(run.seed, run.settings.train.lr) for run in final] == [(0, 0.012), (1, 0.012)]
+    assert [(run.seed, run.settings.train.lr) for run in final] == [(0, 0.013), (1, 0.013)]
     assert any("diverges: no tuned value" in line for line in said)
 
 
