@@ -10,7 +10,7 @@ from image_cases import run_config, write_pictures
 from PIL import Image
 
 from transformer_vq.cli import run as console
-from transformer_vq.config import ConfigError
+from transformer_vq.config import ConfigError, save_config
 from transformer_vq.images import run
 from transformer_vq.images.codes import decode_file, encode_folder, load_image_run
 from transformer_vq.images.metrics import reconstruct
@@ -86,3 +86,16 @@ def test_a_run_without_codes_has_none_to_write(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="has no codes"):
         encode_folder(load_image_run(str(tmp_path / "r")), write_pictures(tmp_path / "p", mode="L"), tmp_path / "c.npz")
     assert not (tmp_path / "c.npz").exists()
+
+
+def test_console_plans_refuses_and_draws(trained, tmp_path, capsys):
+    save_config(run_config(tmp_path / "new"), tmp_path / "c.yaml")
+    assert console(["images", str(tmp_path / "c.yaml"), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["finished"] is False and "grid 4x4x6, vq of 16 codes" in plan["describe"]["model"]
+    assert console(["images", str(tmp_path / "c.yaml"), "images.widht=3"]) == 2
+    assert capsys.readouterr().err == "error: images.widht: no such key; did you mean images.width?\n"
+    assert not (tmp_path / "new").exists()
+    assert console(["plot", str(trained), "--json"]) == 0
+    drawn = {Path(path).name for path in json.loads(capsys.readouterr().out)["plots"]}
+    assert "quality.png" in drawn and "loss.png" not in drawn

@@ -205,7 +205,8 @@ def run(config: ImageRunConfig, resume: bool = False, overwrite: bool = False, q
     """Train the image model that `config` describes and return its summary; see `train` for the rules and errors."""
 
     def make(accelerator: Accelerator) -> ImageTask:
-        on_main(accelerator, lambda: open_corpus(config.data) and None)  # a download happens once
+        if accelerator.num_processes > 1:
+            on_main(accelerator, lambda: open_corpus(config.data) and None)  # one process downloads, the others find it
         return ImageTask(config, accelerator.device)
 
     return train(config, make, resume, overwrite, quiet)
