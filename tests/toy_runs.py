@@ -1,8 +1,8 @@
 """A runner for tests of studies: writes a run folder as training does, in no time, with numbers known beforehand.
 
 The estimator's name decides how a run ends; `bits_per_byte` on the test split is 2 + the estimator's offset + noise of
-the seed, most of which all estimators share, + 100 (lr - 0.01)², so that the best learning rate is known too; on the valid split it
-is 0.013.
+the seed, most of which all estimators share, + 100 (lr - 0.01)², so that the best learning rate is known too; on the
+valid split it is 0.013.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ def test_the_answer_follows_the_key_at_the_distance_given(config, length):
     key = query - distance[row, query]
     assert (tokens[row, key] == tokens[row, query]).all()
     assert (tokens[row, key + 1] == labels[row, query]).all()
+    assert all((tokens[b] == tokens[b, t]).sum() == 2 for b, t in zip(row, query, strict=True))
     assert (distance[row, query] > 1).all() and (labels[row, query] >= config.vocab // 2).all()
 
 

@@ -1,11 +1,11 @@
 """Synthetic sequences that can only be continued by recalling what was seen: numpy, a pure function of the generator.
 
 mqar     Multi-query associative recall, zoology's protocol [Arora 2312.04927]: k1 v1 k2 v2 … then every key once more,
-         at gaps drawn from a power law; the label at a repeated key is its value. Everything else is random filler.
+         at gaps drawn from a power law; the label at a repeated key is its value. Everything else is random filler; ours
+         leaves the row's keys out, which with the protocol's 8,192 ids hardly matters and with few ids would.
 needle   Filler, with one pair somewhere and its key again at the very end.
 
-Keys are ids 1 … vocab/2 - 1, values vocab/2 … vocab - 1; filler is any id, as in the protocol. In `needle`, filler is
-values only, so that the key is seen twice and no more.
+Keys are ids 1 … vocab/2 - 1, values vocab/2 … vocab - 1. In `needle`, filler is values only.
 
 Axes:  B rows  T tokens of a row  P pairs
 """
@@ -48,7 +48,7 @@ def _mqar(config: RecallConfig, length: int, draw: np.random.Generator) -> tuple
     space = (length - 2 * pairs) // 2
     weight = config.power * np.arange(1, space + 1) ** (config.power - 1.0)
     gaps = draw.choice(space, size=pairs, replace=False, p=weight / weight.sum())
-    tokens = draw.integers(config.vocab, size=length)
+    tokens = draw.choice(np.setdiff1d(np.arange(config.vocab), keys), size=length)
     tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
     places = 2 * pairs + 2 * gaps
     tokens[places] = keys
