@@ -1,8 +1,8 @@
 """Synthetic sequences that can only be continued by recalling what was seen: numpy, a pure function of the generator.
 
 mqar     Multi-query associative recall, zoology's protocol [Arora 2312.04927]: k1 v1 k2 v2 … then every key once more,
-         at gaps drawn from a power law; the label at a repeated key is its value. Everything else is random filler; ours
-         leaves the row's keys out, which with the protocol's 8,192 ids hardly matters and with few ids would.
+         at gaps drawn from a power law; the label at a repeated key is its value. Everything else is random filler;
+         ours leaves the row's keys out, which with the protocol's 8,192 ids hardly matters and with few ids would.
 needle   Filler, with one pair somewhere and its key again at the very end.
 
 Keys are ids 1 … vocab/2 - 1, values vocab/2 … vocab - 1. In `needle`, filler is values only.
