@@ -132,7 +132,8 @@ def test_centred_rotation_is_invariant_to_a_shift_and_rotation_is_not():
 def test_any_two_vectors(name, data):
     """Any direction, any size that fp64 holds without its last powers of ten."""
     size = st.floats(-150, 150).map(lambda e: 10.0**e)
-    vector = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=3, max_size=3)
+    entry = st.floats(-1, 1).map(lambda x: x if abs(x) > 1e-100 else 0.0)  # the oracle's own ratio must not overflow
+    vector = st.lists(entry, min_size=3, max_size=3)
     k, q = (torch.tensor([data.draw(vector)], dtype=torch.float64) * data.draw(size) for _ in range(2))
     got = jacobian(name, k, q)
     assert got.isfinite().all()
