@@ -95,16 +95,16 @@ def diagnose(model: TransformerVQ, batches: Sequence[Batch]) -> list[LayerReport
     seen = observe(model, batches)
     moved = codebook_changes(model, batches[0])
     reports = []
-    for i, (layer, settings) in enumerate(zip(model.layers, model.config.layer_quantizers(), strict=True)):
+    for i, (quantizer, settings) in enumerate(zip(model.quantizers, model.config.layer_quantizers(), strict=True)):
         estimator = getattr(settings, "estimator", None)
-        checks = examine(layer.quantizer, estimator, seen[i], moved[i]) if i in seen else []
+        checks = examine(quantizer, estimator, seen[i], moved[i]) if i in seen else []
         reports.append(LayerReport(i, settings.kind, estimator, checks))
     return reports
 
 
 def observe(model: TransformerVQ, batches: Sequence[Batch]) -> dict[int, list[Seen]]:
     """Run forward and backward, and keep what each quantizing layer's quantizer saw: layer -> one `Seen` a batch."""
-    quantizers = {i: layer.quantizer for i, layer in enumerate(model.layers) if layer.kind != "none"}
+    quantizers = quantizing(model)
     seen: dict[int, list[Seen]] = {i: [] for i in quantizers}
     with KeyProbe(quantizers) as probe:
         for batch in batches:
@@ -117,10 +117,16 @@ def observe(model: TransformerVQ, batches: Sequence[Batch]) -> dict[int, list[Se
     return seen
 
 
+def quantizing(model: TransformerVQ) -> dict[int, Quantizer]:
+    """The quantizers by layer, without those of `kind: none`."""
+    settings = model.config.layer_quantizers()
+    return {i: quantizer for i, quantizer in enumerate(model.quantizers) if settings[i].kind != "none"}
+
+
 def codebook_changes(model: TransformerVQ, batch: Batch) -> dict[int, float]:
     """Largest change of a codebook entry, by layer, in one training step of a copy (AdamW 1e-3 for parameters)."""
     trained = copy.deepcopy(model)
-    quantizers = {i: layer.quantizer for i, layer in enumerate(trained.layers) if layer.kind != "none"}
+    quantizers = quantizing(trained)
     before = {i: quantizer.codebook.detach().clone() for i, quantizer in quantizers.items()}
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
     out = trained(batch.tokens, labels=batch.labels, segments=batch.segments)
