@@ -188,7 +188,7 @@ def hide(logits: Tensor, at: Chunk, plan: Plan) -> None:
     """
     L, M, S = plan.L, plan.M, plan.cached
     never = logits.new_full((L, L), float("-inf"))
-    logits[..., S + M :].add_(never.triu(1).nan_to_num(nan=0.0, neginf=float("-inf")))
+    logits[..., S + M :].add_(never.triu(1))
     if S == 0:
         logits[..., : min(L, M + L)].add_(never.tril(-1))
     key_run = strips(plan.key_run[:, None, :, None], Chunk(at.b, slice(None), at.n), plan)[:, :, :, None, None, :, 0]
