@@ -26,8 +26,8 @@ def bound(z: Tensor, levels: Sequence[int], squash: str = "tanh") -> Tensor:
     so that z = 0 maps near 0. squash "sigmoid" is ifsq: 2σ(1.6 x) − 1 for tanh(x)  [2601.17124].
 
     vector-quantize-pytorch 1.32.0 has half = (L−1)(1+1e-3)/2 and shift = atanh(offset/half): it reaches the same levels
-    at slightly other z (for normal z one code in a hundred differs), maps z = 0 exactly to 0, and refuses L = 2. We
-    keep the paper's form, on which its numbers were made.
+    at slightly other z (for normal z one code in a hundred differs), maps z = 0 exactly to 0, and refuses L = 2. Ours
+    is the paper's form, on which its numbers were made.
     """
     L = torch.tensor(levels, dtype=z.dtype, device=z.device)
     half = (L - 1) * (1 - MARGIN) / 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from transformer_vq.ops.nearest import lookup, nearest_code
+from transformer_vq.ops.nearest import nearest_code
 from transformer_vq.quantizers.statistics import key_sums
 
 ITERATIONS = 10
@@ -41,9 +41,3 @@ def kmeans(keys: Tensor, size: int, generator: torch.Generator, metric: str = "e
         counts = torch.stack([torch.bincount(head, minlength=size) for head in codes[0]])[..., None]
         centres = torch.where(counts > 0, key_sums(rows, codes, size, None) / counts.clamp_min(1), centres)
     return centres
-
-
-def distortion(keys: Tensor, centres: Tensor) -> Tensor:
-    """Mean squared distance of keys (H, N, K) to their nearest centre, per head (H)."""
-    nearest = lookup(centres, nearest_code(keys[None], centres))[0]
-    return (keys - nearest).square().sum(-1).mean(-1)
