@@ -137,11 +137,12 @@ def test_an_expected_failure_is_one_line_and_exit_code_one(capsys, place, settin
     assert err.count("\n") == 1
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr("transformer_vq.evaluation.plots.write_plots", lambda folder: 1 / 0)
-    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    for name in ("metrics.jsonl", "config.yaml"):
+        (tmp_path / name).touch()
     with pytest.raises(ZeroDivisionError):
-        run(["plot", "anywhere"])
+        run(["plot", str(tmp_path)])
 
 
 # What commands print
@@ -274,3 +275,13 @@ def test_plot_lists_the_pictures(capsys, trained):
     plots = json.loads(capsys.readouterr().out)["plots"]
     assert all(Path(plot).is_file() for plot in plots)
     assert len(plots) == 3
+
+
+def test_an_estimator_in_the_working_folder_is_found(tmp_path):
+    (tmp_path / "mine_here.py").write_text("def double(k, q):\n    return q + 2 * (k - k.detach())\n")
+    call = [Path(sys.executable).parent / "transformer-vq", "describe", "lm/tiny", "--json"]
+    done = subprocess.run(
+        [*call, "model.quantizer.estimator=mine_here:double"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["layers"][0]["estimator"] == "mine_here:double"

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Input that is wrong and failures that are expected print one line. Anything unexpected keeps its traceback.
     """
+    # A console script does not look for modules in the working folder, where a user's `my_module:my_estimator` lies.
+    sys.path.insert(0, "")
     sys.exit(run(arguments))
 
 
