@@ -10,7 +10,10 @@ Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, a recipe's name such as lm/tiny, or a run folder.")
 ]
 Run = Annotated[
-    str, typer.Argument(metavar="RUN[@best|@last|@STEP]", help="A run folder, and which of its checkpoints; the last by default.")
+    str,
+    typer.Argument(
+        metavar="RUN[@best|@last|@STEP]", help="A run folder, and which of its checkpoints; the last by default."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
