@@ -93,6 +93,9 @@ class TestPlantedFaults:
         monkeypatch.setattr(vq.VectorQuantizer, "apply_codebook_statistics", lambda self: None)
         assert checks(build())["moves"].status == "red"
 
+    def test_a_gradient_codebook_that_gets_no_gradient(self):
+        assert checks(build(codebook="gradient", codebook_weight=0.0))["moves"].status == "red"
+
     def test_codes_that_no_key_takes(self):
         model = build()
         model.layers[0].quantizer.ema_sum[:, 1:] += 1e3

@@ -128,7 +128,7 @@ def codebook_changes(model: TransformerVQ, batch: Batch) -> dict[int, float]:
     trained = copy.deepcopy(model)
     quantizers = quantizing(trained)
     before = {i: quantizer.codebook.detach().clone() for i, quantizer in quantizers.items()}
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.0)  # decay alone moves everything
     out = trained(batch.tokens, labels=batch.labels, segments=batch.segments)
     out.loss.backward()
     optimizer.step()

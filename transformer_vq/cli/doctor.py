@@ -32,7 +32,9 @@ def doctor(
     settings = load_config(config, overrides or [], RunConfig)
 
     from transformer_vq.bench.doctor import diagnose
+    from transformer_vq.models.names import check_names
 
+    check_names(settings.model)
     model, inputs, described = model_and_batches(config, settings, batches)
     reports = diagnose(model, inputs)
     reds = sum(check.status == "red" for report in reports for check in report.checks)

@@ -43,8 +43,8 @@ def half_widths(like: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def bounded_to_digits(bounded: Tensor, levels: Sequence[int]) -> Tensor:
-    """Numbers (..., d) of `bound` to the nearest digits 0 … L−1, int64."""
-    return (bounded.round() + half_widths(bounded, levels)).long()
+    """Numbers (..., d) of `bound` to the nearest digits 0 … L−1, int64; NaN to the middle one: a code must exist."""
+    return (bounded.nan_to_num(nan=0.0).round() + half_widths(bounded, levels)).long()
 
 
 def digits_to_values(digits: Tensor, levels: Sequence[int], dtype: torch.dtype) -> Tensor:

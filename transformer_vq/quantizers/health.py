@@ -56,7 +56,7 @@ def batch_health(k: Tensor, q: Tensor, distance: Tensor, counts: Tensor, mask: T
     def mean(x: Tensor) -> Tensor:
         if mask is None:
             return x.mean()
-        return (x * mask[:, None]).sum() / (mask.sum() * x.shape[1]).clamp_min(1)
+        return x.masked_fill(~mask[:, None], 0).sum() / (mask.sum() * x.shape[1]).clamp_min(1)
 
     return {
         "usage": (counts > 0).float().mean(),

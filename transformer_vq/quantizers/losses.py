@@ -47,7 +47,7 @@ def mean_over_real(x: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of x (B, T) over real tokens; 0 when there is none."""
     if mask is None:
         return x.mean() if x.numel() else x.sum()
-    return (x * mask).sum() / mask.sum().clamp_min(1)
+    return x.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)  # a product would keep NaN at padding
 
 
 def commitment(distance: Tensor, mask: Tensor | None) -> Tensor:

@@ -225,3 +225,11 @@ def test_state_is_detached_and_owns_its_memory(backend):
             not got.requires_grad and got.shape == getattr(want, name).shape and got.dtype == getattr(want, name).dtype
         )
         assert got.untyped_storage().nbytes() <= 2 * max(got.nbytes, 256), name
+
+
+def test_bf16_keys_do_not_depend_on_the_block_length():
+    """A key is a rounded row of the codebook; the cache must see the same row, or L would decide which counts."""
+    case = attention_case(T=48, block_len=1, window=4, dtype=torch.float32)
+    case = replace(case, tensors={**case.tensors, "k_hat": case.tensors["k_hat"].bfloat16()})
+    short, long = (call(case.with_options(block_len=L, backend="blockwise"))[0] for L in (1, 32))
+    assert_same({"o": long}, {"o": short}, rtol=1e-5)

@@ -127,6 +127,7 @@ def prepare(
         check_state(state, (B, Hkv, K, V, S, window))
         state = AttentionState(*(x.detach().to(wide) if x.is_floating_point() else x for x in state))
 
+    key_dtype = k_hat.dtype
     q, k_hat, v = q.to(wide), k_hat.to(wide), v.to(wide)
     bias = None if bias is None else bias.to(wide)
     length = torch.full((B,), T, device=q.device)
@@ -150,7 +151,7 @@ def prepare(
         k_hat=k_hat,
         v=v,
         codes=codes,
-        codebook=codebook.detach().to(wide),
+        codebook=codebook.detach().to(key_dtype).to(wide),  # the cache must see the rows that 16-bit keys are
         bias=None if bias is None else bias.unflatten(1, (Hkv, G)),
         rotary=rotary,
         state=state,
