@@ -12,6 +12,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -105,8 +106,8 @@ def timed(step: Callable[[], None], device: str) -> float:
 
 def peak_memory(length: int, **sizes: int) -> float:
     """MiB of a fresh process that does one step, interpreter and PyTorch included."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (length, sizes))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, length, sizes).result()
 
 
 def _peak(length: int, sizes: dict[str, int]) -> float:
