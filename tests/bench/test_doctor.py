@@ -1,14 +1,18 @@
 """A healthy model has no red line; every planted fault turns its own line red."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.bench.doctor import Batch, diagnose
+from transformer_vq.config import ConfigError
 from transformer_vq.ops import estimators
-from transformer_vq.quantizers import nearest, vq
+from transformer_vq.quantizers import fsq, nearest, vq
+from transformer_vq.quantizers.base import Quantized, Quantizer
 
 BASE = {"vocab_size": 32, "layers": 1, "width": 32, "key_dim": 16, "value_dim": 32, "window": 8, "block_len": 8}
 
@@ -48,12 +52,55 @@ def test_a_healthy_model_has_no_red_line(quantizer):
     assert {"forward", "moves", "bf16_codes"} <= {check.name for check in report.checks if check.status == "green"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ste", "rotation", "rotation_unscaled", "rotation_tangent", "rotation_centred", "scale", "reflection", "diveq"],
-)
-def test_the_gradient_of_every_estimator_with_a_matrix_is_checked(name):
-    assert checks(build(estimator=name))["gradient"].status == "green"
+@pytest.mark.parametrize("name", estimators.names())
+def test_the_gradient_of_every_estimator_is_checked(name):
+    found = checks(build(estimator=name, codebook="gradient", temperature=0.7, alpha=0.5, init="kmeans"))["gradient"]
+    assert found.status == "green", found
+
+
+@pytest.mark.parametrize("kind", ["fsq", "ifsq", "lfq", "bsq"])
+@pytest.mark.parametrize("expansion", ["linear", "mlp"])
+def test_the_gradient_through_projection_and_expansion_is_checked(kind, expansion):
+    settings = {"levels": [5, 4]} if "fsq" in kind else {"bits": 4, "estimator": "rotation"}
+    model = TransformerVQ(TransformerVQConfig(**BASE, quantizer={"kind": kind, "expansion": expansion, **settings}))
+    assert checks(model)["gradient"].status == "green"
+
+
+def test_a_quantizer_that_has_not_started_is_examined_as_it_will_start():
+    found = checks(build(start_step=100))
+    assert (found["forward"].status, found["moves"].status) == ("green", "green")
+
+
+def test_a_start_that_needs_more_keys_is_the_users_to_mend():
+    with pytest.raises(ConfigError, match=r"fewer than codes = 600"):
+        checks(build(codes=600, init="kmeans"))
+
+
+class Plain(Quantizer):
+    """Somebody's own: a fixed codebook, no metrics, straight-through by hand."""
+
+    def __init__(self, heads, dim, codes):
+        super().__init__()
+        self.register_buffer("rows", torch.randn(heads, codes, dim, generator=torch.Generator().manual_seed(0)))
+
+    @property
+    def codebook(self):
+        return self.rows
+
+    def forward(self, k, mask=None):
+        codes = nearest.nearest_code(k, self.rows)
+        q = torch.stack([c[z] for c, z in zip(self.rows, codes.transpose(0, 1), strict=True)], 1)
+        zero = k.new_zeros(())
+        return Quantized(codes, estimators.apply("ste", k, q), zero, zero, {})
+
+
+def test_a_quantizer_of_ones_own_is_examined(monkeypatch):
+    module = types.ModuleType("somebodys")
+    module.Plain = Plain
+    monkeypatch.setitem(sys.modules, "somebodys", module)
+    found = checks(TransformerVQ(TransformerVQConfig(**BASE, quantizer={"kind": "somebodys:Plain", "codes": 16})))
+    assert found["forward"].status == "green" and found["moves"].status == "red"
+    assert found["gradient"].status == "none"
 
 
 def test_the_model_is_left_as_it_was():
@@ -84,6 +131,21 @@ class TestPlantedFaults:
     def test_a_gradient_that_is_not_the_estimators(self, monkeypatch):
         monkeypatch.setitem(estimators.ESTIMATORS, "rotation", estimators.ESTIMATORS["ste"])
         assert checks(build(estimator="rotation"))["gradient"].status == "red"
+
+    @pytest.mark.parametrize("name", ["gumbel", "random_rotation", "reinmax"])
+    def test_a_gradient_that_is_of_no_such_shape(self, monkeypatch, name):
+        monkeypatch.setitem(estimators.ESTIMATORS, name, estimators.ESTIMATORS["rotation_tangent"])
+        assert checks(build(estimator=name, codebook="gradient", init="kmeans"))["gradient"].status == "red"
+
+    def test_a_rounding_that_stops_the_gradient_in_part(self, monkeypatch):
+        bound = fsq.fsq.bound
+        monkeypatch.setattr("transformer_vq.quantizers.fsq.fsq.bound", lambda z, *rest: half(bound(z, *rest)))
+        half = lambda x: x.detach() + 0.5 * (x - x.detach())
+        model = TransformerVQ(TransformerVQConfig(**BASE, quantizer={"kind": "fsq", "levels": [4, 4]}))
+        monkeypatch.setattr(
+            "transformer_vq.bench.expected.fsq", types.SimpleNamespace(**{**vars(fsq.fsq), "bound": bound})
+        )
+        assert checks(model)["gradient"].status == "red"
 
     def test_a_gradient_that_never_arrives(self, monkeypatch):
         monkeypatch.setitem(estimators.ESTIMATORS, "ste", lambda k, q: q.detach())

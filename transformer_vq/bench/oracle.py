@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Matrix = Callable[[Tensor, Tensor, Tensor], Tensor]
+Matrix = Callable[..., Tensor]
 """k (K,), q (K,), codebook (S, K), all fp64 -> G (K, K)."""
 
 
@@ -93,13 +93,13 @@ def reflection(k: Tensor, q: Tensor, codebook: Tensor) -> Tensor:
     return ratio(k, q) * (eye - 2 * torch.outer(n, n))
 
 
-def diveq(k: Tensor, q: Tensor, codebook: Tensor) -> Tensor:
-    """I − d̂ d̂ᵀ, d̂ = (q−k)/‖q−k‖; I where k = q."""
+def diveq(k: Tensor, q: Tensor, codebook: Tensor, alpha: float = 1.0) -> Tensor:
+    """I − α d̂ d̂ᵀ, d̂ = (q−k)/‖q−k‖; I where k = q."""
     eye = identity(k, q, codebook)
     if (k == q).all():
         return eye
     d = _unit(q - k)
-    return eye - torch.outer(d, d)
+    return eye - alpha * torch.outer(d, d)
 
 
 MATRICES: dict[str, Matrix] = {
@@ -114,8 +114,34 @@ MATRICES: dict[str, Matrix] = {
 }
 
 
-def key_gradient(name: str, k: Tensor, q: Tensor, g: Tensor, codebook: Tensor) -> Tensor:
-    """Gᵀg of each row in fp64: k, q, g (N, K), codebook (S, K) -> (N, K).  KeyError where no matrix is written."""
-    matrix, c = MATRICES[name], codebook.double()
-    rows = zip(k.double(), q.double(), g.double(), strict=True)
-    return torch.stack([matrix(ki, qi, c).T @ gi for ki, qi, gi in rows])
+SOFT = ("ibq", "reinmax")
+"""Estimators whose gradient is that of a softmax over all codes, without noise."""
+
+
+def key_gradient(
+    name: str, k: Tensor, q: Tensor, g: Tensor, codebook: Tensor, temperature: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    """Gᵀg of each row in fp64: k, q, g (N, K), codebook (S, K) -> (N, K).  KeyError where nothing is written down."""
+    k, q, g, codebook = k.double(), q.double(), g.double(), codebook.double()
+    if name in SOFT:
+        return _soft_gradient(name, k, q, g, codebook, temperature)
+    options = {"alpha": alpha} if name == "diveq" else {}
+    rows = zip(k, q, g, strict=True)
+    return torch.stack([MATRICES[name](ki, qi, codebook, **options).T @ gi for ki, qi, gi in rows])
+
+
+def _soft_gradient(name: str, k: Tensor, q: Tensor, g: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+    """Gradient of (π C)·g, with the (N, S) matrix of probabilities that the fast form never makes.
+
+    θ_s = −‖k − c_s‖²/temperature; ibq: π = softmax θ  [Shi 2412.02692]; reinmax, with D the one-hot of the code taken:
+    π = 2 softmax(θ + sg(ln((D + softmax θ)/2) − θ)) − softmax(θ)/2  [Liu 2304.08612].
+    """
+    k = k.detach().requires_grad_()
+    theta = -(k[:, None] - codebook).square().sum(-1) / temperature
+    pi = theta.softmax(-1)
+    if name == "reinmax":
+        taken = nn.functional.one_hot((q[:, None] - codebook).square().sum(-1).argmin(-1), len(codebook))
+        mean = ((taken + pi) / 2).log()
+        pi = 2 * (theta + (mean - theta).detach()).softmax(-1) - pi / 2
+    (gradient,) = torch.autograd.grad(((pi @ codebook) * g).sum(), k)
+    return gradient
