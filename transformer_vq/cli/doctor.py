@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from transformer_vq.cli.arguments import Config, Json, Overrides
 from transformer_vq.cli.console import Failure, console, number, print_json, table
+from transformer_vq.cli.runs import one_line_for
 
 if TYPE_CHECKING:
     from transformer_vq.bench.doctor import Batch, Check, LayerReport
@@ -27,7 +29,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check every layer's quantizer on real batches; a run folder is examined with its trained weights."""
-    from transformer_vq.config import RunConfig, load_config
+    from transformer_vq.config import ConfigError, RunConfig, load_config
 
     settings = load_config(config, overrides or [], RunConfig)
 
@@ -35,6 +37,8 @@ def doctor(
     from transformer_vq.models.names import check_names
 
     check_names(settings.model)
+    if (Path(config) / "checkpoints").is_dir() and any(text.startswith("model.") for text in overrides or []):
+        raise ConfigError(f"{config}: a trained model is examined as it is; only settings of data and train can change")
     model, inputs, described = model_and_batches(config, settings, batches)
     reports = diagnose(model, inputs)
     reds = sum(check.status == "red" for report in reports for check in report.checks)
@@ -48,19 +52,18 @@ def doctor(
 
 def model_and_batches(config: str, settings: RunConfig, count: int) -> tuple[TransformerVQ, list[Batch], str]:
     """The model, trained where `config` is a run with a checkpoint; its first training batches; words for both."""
-    from pathlib import Path
-
     from transformer_vq.bench.doctor import Batch
     from transformer_vq.data import check_lengths, prepare, window_batch
     from transformer_vq.models import TransformerVQ
-    from transformer_vq.training import load_run
+    from transformer_vq.training import CheckpointError, load_run
     from transformer_vq.training.language import with_vocabulary
 
     corpus = prepare(settings.data)
     train = settings.train
     check_lengths(corpus, train.seq_len, 1)
     if (Path(config) / "checkpoints").is_dir():
-        loaded = load_run(config)
+        with one_line_for(CheckpointError):
+            loaded = load_run(config)
         model, weights = loaded.model, f"the weights of step {loaded.step}"
         model.set_step(loaded.step)
     else:
