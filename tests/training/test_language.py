@@ -103,7 +103,8 @@ def test_summary_and_records(tmp_path):
     assert one["bits_per_byte"] == pytest.approx(one["loss_lm"] / math.log(2))  # one token is one byte
     assert one["loss"] == pytest.approx(one["loss_lm"] + 1e-4 * one["loss_commit"])
     assert {"lr", "grad_norm", "layer0/perplexity", "layer1/norm_ratio"} <= one.keys()
-    assert [r["step"] for r in train if "layer0/task_share" in r] == [1, 10, 20]
+    for name in ("task_share", "key_rank", "code_rank"):
+        assert [r["step"] for r in train if f"layer0/{name}" in r] == [1, 10, 20]
     assert sum(r["loss"] for r in train[-3:]) < sum(r["loss"] for r in train[:3])
 
 
@@ -136,6 +137,23 @@ def test_warm_start_takes_what_fits(tmp_path, before, capsys):
     assert "model/layers.0.quantizer.ema_sum" in got
     screen = " ".join(capsys.readouterr().err.split())
     assert "6 start fresh (layers.0.quantizer" in screen and ("not used" in screen) == (before["kind"] != "none")
+
+
+def test_a_warm_start_with_a_start_step_begins_unquantized(tmp_path):
+    source = tiny_run(tmp_path, "source", train__steps=2)
+    run(source, quiet=True)
+    quantizer = source.model.quantizer.model_dump() | {"start_step": 2}
+    config = tiny_run(
+        tmp_path,
+        "warm",
+        train__init_from=source.run_dir,
+        train__steps=3,
+        model__quantizer=quantizer,
+        model__per_layer=None,
+    )
+    run(config, quiet=True)
+    own = [r["loss"] - r["loss_lm"] for r in records(config) if r["split"] == "train"]
+    assert own[:2] == [0, 0] and own[2] > 0
 
 
 @pytest.mark.parametrize(

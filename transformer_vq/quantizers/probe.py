@@ -1,4 +1,4 @@
-"""Gradients at the keys of every layer: what the task wants of them, and what the quantizer's own loss wants.
+"""The keys of every layer from outside: what the task wants of them, what the quantizer's own loss wants, their rank.
 
 Su Jianlin's warning in one number, `task_share` = ‖∂ task loss/∂k‖ / ‖∂ quantizer's loss/∂k‖: where it falls below 1,
 the commitment term wins, and with `rotation` a small ‖q‖/‖k‖ makes it fall.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer_vq.quantizers.base import Quantized, Quantizer
+from transformer_vq.quantizers.health import effective_rank
 
 
 class KeyProbe:
@@ -71,3 +72,14 @@ class KeyProbe:
             if size > 0:
                 shares[f"layer{layer}/task_share"] = (gradient.norm() / size).detach()
         return shares
+
+    @torch.no_grad()
+    def ranks(self) -> dict[str, Tensor]:
+        """`layer0/key_rank`, of the keys of the last forward pass, and `layer0/code_rank`; see `effective_rank`."""
+        found = {}
+        for layer, k in self.keys.items():
+            codebook = self.quantizers[layer].codebook
+            keys = k.transpose(0, 1).flatten(1, 2).to(codebook.dtype)
+            found[f"layer{layer}/key_rank"] = effective_rank(keys.mT @ keys)
+            found[f"layer{layer}/code_rank"] = effective_rank(codebook.mT @ codebook)
+        return found

@@ -33,7 +33,7 @@ from transformer_vq.training.loop import find_checkpoint, train
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
-PROBED_RECORDS = 10  # one training record in so many holds `task_share`, which costs a second backward pass
+PROBED_RECORDS = 10  # one training record in so many holds `task_share`, a second backward pass, and the ranks
 LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
 
 
@@ -94,7 +94,7 @@ class LanguageTask(Task):
         if self.streams:
             self.states[batch.slot] = out.state
         terms = {"lm": out.loss_lm, "quantizers": out.loss_quantizers}
-        shares = self.probe.task_shares(out.loss_lm, out.loss_quantizers) if self.probing else {}
+        shares = self.probe.task_shares(out.loss_lm, out.loss_quantizers) | self.probe.ranks() if self.probing else {}
         return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics, **shares})
 
     def compile(self, player: str) -> None:
@@ -163,14 +163,17 @@ class LanguageTask(Task):
             self.states[slot] = _state(on_device, f"{slot}.")
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
-        """Take every tensor whose name and shape are ours; a quantizer is taken whole, from one of its kind, or not."""
+        """Take every tensor whose name and shape are ours; a quantizer is taken whole, from one of its kind, or not.
+
+        One with a `start_step` is not taken: it begins unquantized, and with a codebook from the keys of its start.
+        """
         theirs = load_config(run, [], RunConfig).model.layer_quantizers()
         ours = self.config.model.layer_quantizers()
         state = self.model.state_dict()
         fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
         for i, (a, b) in enumerate(zip(theirs, ours, strict=False)):
             mine = {name for name in (*state, *weights) if name.startswith(f"layers.{i}.quantizer.")}
-            if a.kind != b.kind or not mine <= fits:
+            if a.kind != b.kind or not mine <= fits or getattr(b, "start_step", 0):
                 fits -= mine
         taken = {name: tensor for name, tensor in weights.items() if name in fits}
         if not taken:
