@@ -285,3 +285,29 @@ def test_an_estimator_in_the_working_folder_is_found(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["layers"][0]["estimator"] == "mine_here:double"
+
+
+def test_the_doctor_refuses_what_a_trained_model_cannot_change(capsys, trained):
+    assert "examined as it is" in error_of(capsys, "doctor", trained, "model.quantizer.estimator=rotation")
+    assert "no attention backend" in error_of(capsys, "doctor", "lm/tiny", "model.backend=foo")
+
+
+def test_the_doctor_prints_one_json_object(capsys, trained):
+    capsys.readouterr()
+    assert run(["doctor", trained, "--batches", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"layer", "kind", "checks", "status"} <= found["layers"][0].keys() and "step" in found["looked_at"]
+
+
+def test_a_run_dir_that_cannot_be_made_is_one_line(capsys, settings):
+    assert error_of(capsys, "train", "lm/tiny", *settings, "run_dir=/dev/null/x", "--quiet").startswith("run_dir = ")
+
+
+def test_a_tiny_temperature_takes_the_likeliest(capsys, trained):
+    call = ["generate", trained, "--prompt", "def ", "--tokens", "5", "--json", "--temperature"]
+    texts = []
+    for temperature in ("0", "1e-40"):
+        capsys.readouterr()
+        assert run([*call, temperature]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.cli import COMMANDS
 from transformer_vq.config import RunConfig, load_config, validate
 from transformer_vq.ops import estimators
@@ -42,6 +43,20 @@ def test_the_estimator_of_ones_own_is_found_and_does_what_it_says(tmp_path, monk
     got = estimators.apply("my_estimators:half", k, q)
     (gradient,) = torch.autograd.grad(got, k, torch.ones_like(k))
     assert torch.equal(got, q) and torch.equal(gradient, torch.full_like(k, 0.5))
+
+
+def test_the_quantizer_of_ones_own_trains(tmp_path, monkeypatch):
+    source = next(block for block in blocks("python") if "my_quantizers.py" in block)
+    (tmp_path / "my_quantizers.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_quantizers", raising=False)
+    chosen = {"kind": "my_quantizers:Frozen", "codes": 8, "options": {"scale": 0.35}}
+    sizes = {"layers": 2, "width": 16, "key_dim": 8, "value_dim": 16, "window": 4, "block_len": 4}
+    model = TransformerVQ(TransformerVQConfig(vocab_size=16, quantizer=chosen, **sizes))
+    tokens = torch.randint(16, (2, 21))
+    model(tokens[:, :-1], labels=tokens[:, 1:]).loss.backward()
+    model.apply_codebook_statistics()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))

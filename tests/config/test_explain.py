@@ -12,6 +12,7 @@ LINES = [
         {"model": {"quantizer": {"kind": "none", "codes": 4}}},
         "model.quantizer.codes: no such key; known with kind none: kind",
     ),
+    ({"model": {"quantizer": 3}}, "model.quantizer = 3: must be keys and values"),
     ({"model": 3}, "model = 3: must be keys and values"),
     ({"model": {"layers": "6"}}, "model.layers = 6: must be a whole number"),
     ({"model": {"layers": 2.5}}, "model.layers = 2.5: must be a whole number"),

@@ -67,6 +67,8 @@ def _allowed(complaint: Any) -> str:
     kind, context = complaint["type"], complaint.get("ctx", {})
     if kind == "literal_error":
         return context["expected"].replace("'", "").replace(" or ", ", ")
+    if kind == "union_tag_not_found":
+        return "keys and values, with a kind"
     if kind == "union_tag_invalid":
         return f"of a kind among {context['expected_tags']}, or module:Class".replace("'", "").replace(", custom", "")
     if kind in _BOUNDS:

@@ -72,7 +72,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | Non
     """
     if temperature == 0:
         return logits.argmax(-1)
-    ordered, tokens = (logits / temperature).sort(dim=-1, descending=True, stable=True)
+    below = logits - logits.amax(-1, keepdim=True)  # so that a tiny temperature takes the likeliest, not 0·inf
+    ordered, tokens = (below / temperature).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered, tokens = ordered[:, :top_k], tokens[:, :top_k]
     weights = ordered.softmax(-1)
