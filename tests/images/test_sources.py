@@ -67,6 +67,16 @@ def test_npz_keeps_its_pixels_and_holds_out_a_twentieth_of_train(tmp_path):
     assert np.array_equal(everything(found.splits["test"]), test.transpose(0, 3, 1, 2))
 
 
+def test_limits_on_the_number_of_pictures(tmp_path):
+    source = fashion(tmp_path / "idx", train=100, test=20)
+    sizes = {name: len(split) for name, split in corpus(source).splits.items()}
+    for keys in ({"max_images": 10}, {"max_eval_images": 3}, {"max_images": 10, "max_eval_images": 3}):
+        found = {name: len(split) for name, split in corpus(source, **keys).splits.items()}
+        most, most_eval = keys.get("max_images", 1000), keys.get("max_eval_images", 1000)
+        want = {k: min(n, most, 1000 if k == "train" else most_eval) for k, n in sizes.items()}
+        assert found == want
+
+
 def test_folder_splits_by_path_not_by_order(tmp_path):
     one = corpus(write_pictures(tmp_path / "p", count=60))
     assert [len(one.splits[name]) for name in ("train", "valid", "test")] == [54, 3, 3]

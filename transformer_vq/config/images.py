@@ -42,6 +42,7 @@ class ImageDataConfig(Settings):
     flip: bool = Field(False, description="mirror half of the training pictures")
     shift: int = Field(0, ge=0, description="move training pictures by up to this many pixels, reflected at the edges")
     max_images: int | None = Field(None, ge=1, description="keep at most this many pictures of each split")
+    max_eval_images: int | None = Field(None, ge=1, description="the same of valid and of test alone")
     cache: str | None = Field(
         None, description="folder of the trained metric classifiers; null: the user's cache folder"
     )

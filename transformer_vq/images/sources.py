@@ -89,8 +89,10 @@ def open_corpus(config: ImageDataConfig) -> ImageCorpus:
     for name, split in splits.items():
         if not len(split):
             raise ConfigError(f"data.source = {config.source}: no picture is left for the {name} split; give more")
-        if config.max_images is not None and len(split) > config.max_images:
-            splits[name] = Selected(split, _draw(len(split), config.max_images))
+        limits = [config.max_images, None if name == "train" else config.max_eval_images]
+        kept = min([len(split), *(limit for limit in limits if limit is not None)])
+        if kept < len(split):
+            splits[name] = Selected(split, _draw(len(split), kept))
     labels = [split.labels for split in splits.values()]
     labelled = [x for x in labels if x is not None and x.min() >= 0]
     classes = 1 + max(int(x.max()) for x in labelled) if len(labelled) == len(labels) else None
