@@ -311,3 +311,17 @@ def test_a_tiny_temperature_takes_the_likeliest(capsys, trained):
         assert run([*call, temperature]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_bits_by_position_of_several_runs(capsys, tmp_path, trained):
+    picture = tmp_path / "positions.png"
+    capsys.readouterr()
+    assert run(["length", trained, f"{trained}@best", "--times", "4", "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "0-15" in out and "91-127" in out and picture.read_bytes().startswith(b"\x89PNG")
+    assert "is there already" in error_of(capsys, "length", trained, "--plot", str(picture))
+    assert "at most" in error_of(capsys, "length", trained, "--times", "100000")
+    assert ".png, .svg or .pdf" in error_of(capsys, "length", trained, "--plot", "x.txt")
+    assert run(["length", trained, "--times", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["positions"][trained][-1]["stop"] == 128 and found["trained_on"][trained] == 32

@@ -1,6 +1,8 @@
 """Places in documents against a loop over tokens, and rows that restart, repeat or go on."""
 
+import pytest
 import torch
+from helpers import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,3 +77,19 @@ def test_state_is_constant_in_the_tokens_read_unless_a_layer_keeps_every_key():
     windowed = model(per_layer=PER_LAYER, cache=False)
     assert not windowed.keeps_every_key
     assert size(windowed, 5) == size(windowed, 50)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_65536_tokens_at_once_equal_64_calls(cache):
+    tokens = torch.randint(11, (1, 65_536), generator=torch.Generator().manual_seed(0))
+    net, state, pieces = model(cache=cache, window=64, block_len=64), None, []
+    with torch.inference_mode():
+        whole = net(tokens)
+        for part in tokens.chunk(64, dim=1):
+            out = net(part, state=state)
+            state = out.state
+            pieces.append(out.logits)
+    assert (torch.cat(pieces, 1) - whole.logits).abs().max() < 1e-10
+    for one, other in zip(state.layers, whole.state.layers, strict=True):
+        numbers = [{name: x.double() for name, x in layer._asdict().items()} for layer in (one, other)]
+        assert_same(*numbers, rtol=1e-10)

@@ -19,6 +19,7 @@ from transformer_vq.cli.doctor import doctor
 from transformer_vq.cli.evaluate import eval_
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
+from transformer_vq.cli.length import length
 from transformer_vq.cli.plot import plot
 from transformer_vq.cli.study import study
 from transformer_vq.cli.train import train
@@ -33,6 +34,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": eval_,
+    "length": length,
     "generate": generate,
     "describe": describe,
     "doctor": doctor,

@@ -6,9 +6,10 @@ A picture is one line in `PICTURES`. Panels whose numbers the run does not have 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter, MaxNLocator
 
 Records = list[dict[str, Any]]
 
@@ -188,3 +189,30 @@ def _finish(axes: Axes, panel: Panel, x: str) -> None:
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_positions(results: Mapping[str, Sequence[Any]], trained_on: Sequence[int]) -> Figure:
+    """Bits per byte over positions, a line a run, bins as `evaluation.length` makes them; dotted: lengths in training.
+
+    The first bin, in which hardly anything has been read, would squeeze the rest and is left out where there are more.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, bins in results.items():
+        shown = bins[1:] if len(bins) > 1 else bins
+        x = [math.sqrt(max(b.start, 1) * b.stop) for b in shown]
+        y, error = (np.array([getattr(b, key) for b in shown]) for key in ("bits_per_byte", "standard_error"))
+        (line,) = axes.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=name)
+        axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.15, linewidth=0)
+    for position in trained_on:
+        axes.axvline(position, color=GREY, linestyle=":", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.set_xlabel("tokens read before (dotted: length in training)", fontsize=9)
+    axes.set_ylabel("bits per byte (band: standard error over texts)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return figure

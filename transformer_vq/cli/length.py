@@ -1,0 +1,86 @@
+"""`transformer-vq length RUN …`: bits per byte by position, in texts much longer than those in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from transformer_vq.cli.arguments import Json
+from transformer_vq.cli.console import console, number, print_json, progress_bar, table
+from transformer_vq.cli.evaluate import Split, read_split, settings_for
+from transformer_vq.cli.runs import open_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from transformer_vq.evaluation.length import Bin
+
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN[@best|@last|@STEP]...", help="Run folders, and which of their checkpoints."),
+]
+Data = Annotated[str | None, typer.Option("--data", help="Another text than the runs' own, as data.source names it.")]
+Times = Annotated[int, typer.Option(min=1, help="Length of a text, as a multiple of the length in training.")]
+Texts = Annotated[int | None, typer.Option("--texts", min=1, help="Read only the first of them.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw it; nothing is written without.")]
+
+
+def length(
+    runs: Runs,
+    split: Split = "test",
+    times: Times = 16,
+    texts: Texts = None,
+    data: Data = None,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Bits per byte by position, the state carried, in texts of 16 times the length in training."""
+    from transformer_vq.config import ConfigError
+
+    if plot is not None and plot.exists():
+        raise ConfigError(f"--plot {plot}: is there already; name another file")
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {plot}: must end in .png, .svg or .pdf")
+    results, trained_on = {}, {}
+    for run in dict.fromkeys(runs):
+        loaded = open_run(run)
+        settings = settings_for(loaded, run, [f"data.source={data}"] if data else [])
+
+        from transformer_vq.evaluation.length import bits_by_position
+
+        tokens = read_split(settings, split)
+        trained_on[run] = settings.train.seq_len
+        reach = times * settings.train.seq_len
+        if len(tokens) <= reach:
+            raise ConfigError(
+                f"--times {times}: {run} was trained on {settings.train.seq_len:,} tokens at a time, and {split} has "
+                f"{len(tokens):,} in all; at most {(len(tokens) - 1) // settings.train.seq_len}"
+            )
+        with progress_bar(f"{run}, {split}") as progress:
+            results[run] = bits_by_position(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
+    if plot is not None:
+        from transformer_vq.evaluation.plots import draw_positions
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        draw_positions(results, sorted(set(trained_on.values()))).savefig(plot, dpi=150)
+    if json:
+        found = {run: [b._asdict() for b in bins] for run, bins in results.items()}
+        print_json({"split": split, "times": times, "trained_on": trained_on, "positions": found})
+        return
+    out = console()
+    out.print(f"bits per byte by position, {split}, ± standard error over texts", soft_wrap=True)
+    out.print()
+    out.print(positions_table(results))
+
+
+def positions_table(results: dict[str, list[Bin]]) -> Table:
+    """One row a bin of positions, one column a run; runs trained on different lengths have rows of their own."""
+    out = table("tokens before", *results)
+    found = {run: {(b.start, b.stop): b for b in bins} for run, bins in results.items()}
+    for start, stop in sorted({key for bins in found.values() for key in bins}):
+        cells = (bins.get((start, stop)) for bins in found.values())
+        texts = ["" if b is None else f"{number(b.bits_per_byte)} ± {number(b.standard_error, 2)}" for b in cells]
+        out.add_row(f"{start:,}-{stop - 1:,}", *texts)
+    return out
