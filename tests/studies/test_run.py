@@ -16,7 +16,7 @@ import toy_runs
 import yaml
 
 from transformer_vq.config import ConfigError
-from transformer_vq.studies.engines import slots
+from transformer_vq.studies.engines import Slot, _environment, slots
 from transformer_vq.studies.execute import ending
 from transformer_vq.studies.folder import lock, read_status
 from transformer_vq.studies.plan import load_study
@@ -256,3 +256,14 @@ def test_a_metric_that_is_missing_or_not_finite_is_nan(write_toy):
     assert math.isnan(metric_of(run, "test", "layers/nothing"))
     (run.folder / "summary.json").write_text(json.dumps({"test": {"bits_per_byte": None}}))
     assert math.isnan(metric_of(run, "test", "bits_per_byte"))
+
+
+@pytest.mark.parametrize(("wish", "threads"), [(None, "3"), ("1", "1")])
+def test_a_worker_has_a_thread_a_core_unless_the_user_says_otherwise(monkeypatch, wish, threads):
+    if wish is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    with _environment(Slot([0, 1, 2], None)):
+        assert os.environ["OMP_NUM_THREADS"] == threads
+    assert os.environ.get("OMP_NUM_THREADS") == wish

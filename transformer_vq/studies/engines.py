@@ -130,8 +130,8 @@ class _Worker:
 
 @contextmanager
 def _environment(slot: Slot) -> Iterator[None]:
-    """What a worker must find set before it imports torch."""
-    wanted = {name: str(len(slot.cores)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    """What a worker must find set before it imports torch: a thread a core, where the user's own wish is not set."""
+    wanted = {name: os.environ.get(name, str(len(slot.cores))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if slot.gpu is not None:
         wanted["CUDA_VISIBLE_DEVICES"] = slot.gpu
     before = {name: os.environ.get(name) for name in wanted}
