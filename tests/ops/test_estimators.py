@@ -311,21 +311,50 @@ def test_chunks_do_not_show(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["rotation_centred", "reinmax", *(pytest.param(n, marks=pytest.mark.slow) for n in (*ROWS, "ibq"))]
+    "name",
+    [
+        *("rotation_centred", "reinmax", "random_rotation", "gumbel"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (*ROWS, "ibq", "nsvq", "diveq_noise", "sf_diveq")),
+    ],
 )
 def test_compiles_without_graph_breaks(name):
     torch._dynamo.reset()
     k, codebook, codes = quantized_case(torch.float32)
-    q = lookup(codebook, codes).detach()
+    q, seed = lookup(codebook, codes).detach(), torch.tensor(7)
 
     def function(k, q, codebook, codes):
-        return estimators.apply(name, k, q, codebook, codes)
+        return estimators.apply(name, k, q, codebook, codes, seed)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     k_hat = compiled(k, q, codebook, codes)
-    assert torch.equal(k_hat, q)
+    assert torch.equal(k_hat, q) or name in estimators.IMAGE_ONLY
     got, want = (torch.autograd.grad(x.square().sum(), k)[0] for x in (k_hat, function(k, q, codebook, codes)))
     assert_same({"k": got}, {"k": want}, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["random_rotation", "gumbel", "nsvq", "diveq_noise", "sf_diveq"])
+def test_a_seed_draws_what_a_generator_with_it_draws(name):
+    k, codebook, codes = quantized_case(torch.float64)
+    q = lookup(codebook, codes).detach()
+    sources = torch.Generator().manual_seed(11), torch.tensor(11), torch.tensor(12)
+    values = [estimators.apply(name, k, q, codebook, codes, source) for source in sources]
+    a, b, c = (torch.autograd.grad(value.square().sum(), k)[0] for value in values)
+    assert torch.equal(values[0], values[1]) and torch.equal(a, b) and not torch.equal(b, c)
+
+
+def test_users_own_estimator_is_given_a_generator():
+    def shaken(k, q, generator):
+        return q + torch.randn(k.shape, generator=generator)
+
+    k, q = torch.randn(2, 4, K)
+    estimators.register("shaken", shaken)
+    try:
+        values = [
+            estimators.apply("shaken", k, q, generator=s) for s in (torch.Generator().manual_seed(5), torch.tensor(5))
+        ]
+    finally:
+        del estimators.ESTIMATORS["shaken"]
+    assert torch.equal(*values)
 
 
 def test_users_own_estimator_by_name(tmp_path, monkeypatch):

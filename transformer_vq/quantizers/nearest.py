@@ -15,7 +15,6 @@ from transformer_vq.quantizers.base import Quantized
 from transformer_vq.quantizers.health import batch_health, code_counts
 from transformer_vq.quantizers.losses import commitment, squared_distance
 from transformer_vq.quantizers.scheduled import ScheduledQuantizer
-from transformer_vq.quantizers.seeds import seeded
 
 
 class NearestQuantizer(ScheduledQuantizer):
@@ -27,7 +26,6 @@ class NearestQuantizer(ScheduledQuantizer):
     def __init__(self, config: VQConfig | SimVQConfig, seed: int, layer: int, *, sees_keys_first: bool = False) -> None:
         super().__init__(config, seed, layer, sees_keys_first=sees_keys_first)
         check_estimator(config.estimator)
-        self._noisy = estimators.uses(config.estimator, "generator")
 
     def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
         """k (B, H, T, K), mask (B, T)."""
@@ -45,9 +43,8 @@ class NearestQuantizer(ScheduledQuantizer):
 
     def estimate(self, k: Tensor, nearest: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
         """`nearest`, with the gradient of the chosen estimator."""
-        config = self.config
-        noise = seeded(self.seed, self.layer, self.step, "estimator", device=k.device) if self._noisy else None
-        return estimators.apply(config.estimator, k, nearest, codebook, codes, noise, config.temperature, config.alpha)
+        name, temperature, alpha = self.config.estimator, self.config.temperature, self.config.alpha
+        return estimators.apply(name, k, nearest, codebook, codes, self.noise, temperature, alpha)
 
     def codebook_loss(self, k: Tensor, nearest: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor | float:
         """What moves the codebook by gradient, weighted: the commitment's distance with its roles exchanged."""

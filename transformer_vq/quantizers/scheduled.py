@@ -9,6 +9,7 @@ from torch import Tensor
 
 from transformer_vq.config.quantizer import KeyQuantizer
 from transformer_vq.quantizers.base import Quantized, Quantizer
+from transformer_vq.quantizers.seeds import seed_number
 
 
 class ScheduledQuantizer(Quantizer):
@@ -22,9 +23,12 @@ class ScheduledQuantizer(Quantizer):
 
     def __init__(self, config: KeyQuantizer, seed: int, layer: int, *, sees_keys_first: bool = False) -> None:
         super().__init__()
-        self.config, self.seed, self.layer, self.step = config, seed, layer, 0
+        self.config, self.seed, self.layer = config, seed, layer
         self._is_started = config.start_step == 0 and not sees_keys_first
         self.register_buffer("started", torch.tensor(int(self._is_started)))
+        self.noise = torch.empty((), dtype=torch.int64, device="cpu")  # on a GPU, reading it would wait
+        """Seed of the estimator's noise at this step: the same when a forward pass is recomputed."""
+        self.set_step(0)
 
     def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
         """k (B, H, T, K); mask (B, T), True where a token is real. Runs in the tensors' own types, never in autocast's.
@@ -57,6 +61,7 @@ class ScheduledQuantizer(Quantizer):
     def set_step(self, step: int) -> None:
         """Tell the optimizer step, on which the schedule, the start and seeded noise depend."""
         self.step = step
+        self.noise.fill_(seed_number(self.seed, self.layer, step, "estimator"))
 
     @property
     def beta(self) -> float:

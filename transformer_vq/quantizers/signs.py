@@ -26,7 +26,6 @@ from transformer_vq.quantizers.health import batch_health, code_counts
 from transformer_vq.quantizers.losses import commitment, squared_distance
 from transformer_vq.quantizers.nearest import check_estimator
 from transformer_vq.quantizers.scheduled import ScheduledQuantizer
-from transformer_vq.quantizers.seeds import seeded
 
 
 class SignQuantizer(ScheduledQuantizer):
@@ -37,7 +36,6 @@ class SignQuantizer(ScheduledQuantizer):
     def __init__(self, config: SignConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
         super().__init__(config, seed, layer)
         check_estimator(config.estimator)
-        self._noisy = estimators.uses(config.estimator, "generator")
         self.spherical = isinstance(config, BSQConfig)
         self.length = config.bits**-0.5 if self.spherical else 1.0
         self.project = Projection(heads, dim, config.bits, seed, layer)
@@ -63,9 +61,8 @@ class SignQuantizer(ScheduledQuantizer):
             z = F.normalize(z, dim=-1)
         values = signs(z.detach()) * self.length
         codes = fsq.digits_to_codes((values > 0).long(), [2] * config.bits)
-        noise = seeded(self.seed, self.layer, self.step, "estimator", device=k.device) if self._noisy else None
         passed = estimators.apply(
-            config.estimator, z, values, self.implied.to(z.dtype), codes, noise, config.temperature, config.alpha
+            config.estimator, z, values, self.implied.to(z.dtype), codes, self.noise, config.temperature, config.alpha
         )
         nearest = lookup(self.codebook.detach().to(k.dtype), codes)
         quantized = ste(self.expand(passed).to(k.dtype), nearest)  # gradient of the first, value of the second

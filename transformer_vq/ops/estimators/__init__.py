@@ -11,10 +11,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from transformer_vq.ops.estimators.error import diveq, diveq_noise, nsvq, sf_diveq
+from transformer_vq.ops.estimators.noise import Source, as_generator
 from transformer_vq.ops.estimators.rows import (
     random_rotation,
     reflection,
@@ -52,6 +52,9 @@ IMAGE_ESTIMATORS: dict[str, Estimator] = {"nsvq": nsvq, "diveq_noise": diveq_noi
 
 LOSS_ESTIMATORS: dict[str, Estimator] = {"exact": exact, "hessian": hessian}
 """Functions of (k, q, loss) that run the decoder twice."""
+
+TAKE_A_SEED = ("random_rotation", "gumbel", *IMAGE_ESTIMATORS)
+"""Their `generator` may be a seed; to others, a user's own among them, a generator is given."""
 
 _OFF = "its value is off the codebook in training, and a key in the cache is known by its code alone"
 _TWICE = "it runs the decoder a second time, which only the image models have"
@@ -93,13 +96,14 @@ def apply(
     q: Tensor,
     codebook: Tensor | None = None,
     codes: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
     temperature: float = 1.0,
     alpha: float = 1.0,
 ) -> Tensor:
     """k̂ of the named estimator: forward bitwise q, gradient of the keys (and of q or the codebook) by its rule.
 
     k, q (..., K), q the codebook row of each key; codebook (H, S, K) and codes (B, H, T) where the estimator uses them;
+    generator: on the device of k, or a () int64 tensor that seeds one (see noise.py), where the estimator draws noise;
     temperature is that of the softmax family, alpha that of `diveq`.
     name: a key of `ESTIMATORS` or `IMAGE_ESTIMATORS` (whose forward is not q), or `module:function`.
     Raises ValueError for an unknown name, unequal shapes, or a missing argument that the estimator needs.
@@ -119,6 +123,8 @@ def apply(
     chosen: dict[str, Any] = {}
     for parameter in list(inspect.signature(estimator).parameters.values())[2:]:
         chosen[parameter.name] = offered.get(parameter.name, parameter.default)
+        if parameter.name == "generator" and name not in TAKE_A_SEED:
+            chosen["generator"] = as_generator(generator, k.device)
         if chosen[parameter.name] is None and parameter.default is parameter.empty:
             raise ValueError(f"estimator {name}: needs {parameter.name}")
     return estimator(k, q, **chosen)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from transformer_vq.ops.estimators.noise import Source, normal, uniform
 from transformer_vq.ops.estimators.through import Pulled, through
 from transformer_vq.ops.nearest import lookup, nearest_code
 from transformer_vq.ops.numerics import direction, dot, largest_entry
@@ -40,37 +41,33 @@ def _diveq(k: Tensor, q: Tensor, g: Tensor, alpha: float) -> Pulled:
     return Pulled(g - along, torch.ones_like(d.length), d.ok, to_q=along)
 
 
-def nsvq(k: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
+def nsvq(k: Tensor, q: Tensor, generator: Source) -> Tensor:
     """k + ‖q−k‖·n/‖n‖, n normal: the error's length in a random direction  [Vali and Bäckström 2022]. Images only."""
-    return k + _length(q - k) * _unit(_noise_like(k, generator))
+    return k + _length(q - k) * _unit(normal(k, generator).to(k.dtype))
 
 
-def diveq_noise(k: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
+def diveq_noise(k: Tensor, q: Tensor, generator: Source) -> Tensor:
     """k + ‖q−k‖·sg(v/‖v‖), v = q − k + normal noise of variance 1e-3: DiVeQ as published  [2509.26469]. Images only."""
     error = q - k
-    return k + _length(error) * _unit(error + NOISE_VARIANCE**0.5 * _noise_like(k, generator))
+    return k + _length(error) * _unit(error + NOISE_VARIANCE**0.5 * normal(k, generator).to(k.dtype))
 
 
-def sf_diveq(k: Tensor, q: Tensor, codebook: Tensor, generator: torch.Generator) -> Tensor:
+def sf_diveq(k: Tensor, q: Tensor, codebook: Tensor, generator: Source) -> Tensor:
     """Space-filling DiVeQ, detached form: the nearest of S−1 random points on the segments between neighbouring codes.
 
     With λ_s uniform in [0, 1], one per segment, the point is (1−λ)c_s + λ c_{s+1}, and each end moves as in `diveq`:
     k̂ = k + (1−λ)‖c_s−k‖·sg(d̂_s) + λ‖c_{s+1}−k‖·sg(d̂_{s+1})  [2509.26469]. Images only; q is not used.
     k (B, H, T, K), codebook (H, S, K) with S >= 2.
     """
-    H, S, _ = codebook.shape
+    S = codebook.shape[1]
     if S < 2:
         raise ValueError(f"sf_diveq: codebook {tuple(codebook.shape)} has no segment; it needs two codes")
-    share = torch.rand(H, S - 1, 1, generator=generator, device=k.device).to(codebook.dtype)
+    share = uniform(codebook[:, :-1, :1], generator).to(codebook.dtype)
     first, second = codebook[:, :-1], codebook[:, 1:]
     segment = nearest_code(k, torch.lerp(first, second, share))
     to_first, to_second = (lookup(end, segment).to(k.dtype) - k for end in (first, second))
     at = lookup(share, segment).to(k.dtype)
     return k + (1 - at) * _length(to_first) * _unit(to_first) + at * _length(to_second) * _unit(to_second)
-
-
-def _noise_like(k: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(k.shape, generator=generator, device=k.device, dtype=torch.float32).to(k.dtype)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from transformer_vq.ops.estimators.noise import Source, normal
 from transformer_vq.ops.estimators.through import Pulled, through
 from transformer_vq.ops.numerics import Direction, direction, dot, largest_entry, length_ratio
 
@@ -72,14 +73,13 @@ def reflection(k: Tensor, q: Tensor) -> Tensor:
     return through(k, q, _reflection)
 
 
-def random_rotation(k: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
+def random_rotation(k: Tensor, q: Tensor, generator: Source) -> Tensor:
     """G = (‖q‖/‖k‖) times a rotation by the angle of `rotation`, in a random plane through k̄; a control.
 
-    generator: on the device of k. Made from (seed, step, layer) it lets a recomputed forward pass draw the same planes.
-    torch.compile breaks its graph at any draw from a generator (torch 2.13), so here and in `gumbel`.
+    generator: on the device of k, or a seed (see noise.py). Made from (seed, step, layer) it lets a recomputed forward
+    pass draw the same planes.
     """
-    noise = torch.randn(k.shape, generator=generator, device=k.device, dtype=torch.float32)
-    return through(k, q, _random_rotation, noise)
+    return through(k, q, _random_rotation, normal(k, generator))
 
 
 def _rotation(k: Tensor, q: Tensor, g: Tensor) -> Pulled:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transformer_vq.ops.estimators.noise import Source, seed_of
 from transformer_vq.ops.numerics import full_precision, largest_entry, multiply_within, wide_dtype
 
 ALIVE = 2**20  # probabilities that exist at once, in a chunk of keys
@@ -35,11 +36,10 @@ def ibq(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: floa
 
 
 def gumbel(
-    k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, generator: torch.Generator, temperature: float = 1.0
+    k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, generator: Source, temperature: float = 1.0
 ) -> Tensor:
     """Gradient of a softmax with Gumbel noise; one draw from `generator` seeds the noise of the call."""
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return _Soft.apply(k, q, codebook, codes, temperature, False, int(seed))
+    return _Soft.apply(k, q, codebook, codes, temperature, False, seed_of(generator))
 
 
 def reinmax(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: float = 1.0) -> Tensor:
@@ -50,7 +50,13 @@ def reinmax(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: 
 class _Soft(torch.autograd.Function):
     @staticmethod
     def forward(
-        k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: float, second_order: bool, seed: int | None
+        k: Tensor,
+        q: Tensor,
+        codebook: Tensor,
+        codes: Tensor,
+        temperature: float,
+        second_order: bool,
+        seed: Tensor | None,
     ) -> Tensor:
         if codebook.dim() != 3 or k.dim() != 4 or codebook.shape[::2] != (k.shape[1], k.shape[3]):
             raise ValueError(f"codebook has shape {tuple(codebook.shape)}; keys {tuple(k.shape)} need (H, S, K)")
@@ -58,24 +64,24 @@ class _Soft(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        k, _, codebook, codes, ctx.temperature, ctx.second_order, ctx.seed = inputs
-        ctx.save_for_backward(k, codebook, codes)
+        k, _, codebook, codes, ctx.temperature, ctx.second_order, seed = inputs
+        ctx.save_for_backward(k, codebook, codes, seed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        k, codebook, codes = ctx.saved_tensors
-        grad_k, grad_c = _soft_gradients(k, codebook, codes, grads[0], ctx.temperature, ctx.second_order, ctx.seed)
+        k, codebook, codes, seed = ctx.saved_tensors
+        grad_k, grad_c = _soft_gradients(k, codebook, codes, grads[0], ctx.temperature, ctx.second_order, seed)
         return grad_k, None, grad_c, None, None, None, None
 
 
 @torch.library.custom_op("transformer_vq::soft_gradients", mutates_args=())
 def _soft_gradients(
-    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, seed: int | None
+    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of keys and codebook, by heads, batch rows and chunks. Opaque to the compiler, as `nearest_code` is."""
     wide = wide_dtype(k, codebook, g)
     chunk = max(1, ALIVE // codebook.shape[1])
-    noise = None if seed is None else torch.Generator(k.device).manual_seed(seed)
+    noise = None if seed is None else torch.Generator(k.device).manual_seed(int(seed))
     grad_k, grad_c = torch.empty_like(k), torch.zeros(codebook.shape, dtype=wide, device=k.device)
     with full_precision(k.device):
         for h, c in enumerate(codebook.to(wide)):
@@ -90,7 +96,7 @@ def _soft_gradients(
 
 @_soft_gradients.register_fake
 def _(
-    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, seed: int | None
+    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(k), torch.empty_like(codebook)
 
