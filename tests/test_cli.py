@@ -73,6 +73,12 @@ def test_help_names_every_command(capsys):
     assert all(name in out for name in COMMANDS)
 
 
+def test_no_arguments_show_the_help_and_no_empty_error(capsys):
+    run([])
+    out, err = capsys.readouterr()
+    assert "doctor" in out and "error" not in err
+
+
 def test_module_can_be_started_and_hands_on_the_exit_code():
     done = subprocess.run(
         [sys.executable, "-m", "transformer_vq", "plot", "nowhere"], capture_output=True, text=True, check=False

@@ -90,3 +90,7 @@ def test_layers_that_no_range_names_keep_the_default():
 def test_settings_are_immutable():
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 3
+
+
+def test_levels_may_be_a_tuple_in_python():
+    assert validate({"model": {"quantizer": {"kind": "fsq", "levels": (8, 4)}}}, RunConfig).model.quantizer.size == 32

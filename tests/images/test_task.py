@@ -102,6 +102,19 @@ def test_init_from_takes_another_quantizers_autoencoder(tmp_path, no_plots):
 
 
 @pytest.mark.parametrize(
+    ("ours", "taken"), [({"codes": 16}, True), ({"codes": 12}, False), ({"codes": 16, "start_step": 5}, False)]
+)
+def test_init_from_takes_a_quantizer_whole_or_not(tmp_path, no_plots, ours, taken):
+    run(run_config(tmp_path / "a"), quiet=True)
+    origin = {"init_from": str(tmp_path / "a"), "lr": 1e-12, "steps": 1}
+    run(run_config(tmp_path / "b", {"quantizer": {**ours, "ema": 1 - 1e-9}}, train=origin), quiet=True)
+    a, b = weights(tmp_path / "a", 4), weights(tmp_path / "b", 1)
+    name = next(key for key in a if key.endswith("ema_sum"))
+    same = a[name].shape == b[name].shape and torch.allclose(a[name], b[name], atol=1e-6)
+    assert same == taken and torch.allclose(a["encoder.1.0.weight"], b["encoder.1.0.weight"], atol=1e-9)
+
+
+@pytest.mark.parametrize(
     ("images", "blocks", "message"),
     [
         ({"quantizer": {"codes": 16, "estimator": "rotaton"}}, {}, r"estimator = rotaton: .*did you mean 'rotation'"),

@@ -363,3 +363,12 @@ def test_no_vocabulary_and_wrong_shapes_are_refused():
         m(text(2, 4), labels=text(2, 3))
     with pytest.raises(ValueError, match=r"mask has shape \(2, 5\)"):
         m(text(2, 4), mask=torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_no_token_and_a_state_of_other_rows_are_refused():
+    m, tokens = model(), text(2, 3)
+    state = m(tokens).state
+    with pytest.raises(ValueError, match="length at least 1"):
+        m(tokens[:, :0])
+    with pytest.raises(ValueError, match="state has 2 rows; tokens' 1"):
+        m(tokens[:1], state=state)

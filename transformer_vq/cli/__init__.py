@@ -68,7 +68,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print_error("interrupted")
         return 1
     except typer.TyperException as error:  # an unknown option, a missing argument
-        print_error(error.format_message())
+        if error.format_message():  # no arguments at all: the help is on the screen
+            print_error(error.format_message())
         return error.exit_code
     except Failure as error:
         print_error(str(error))

@@ -120,7 +120,10 @@ class FSQConfig(KeyQuantizer):
 
     kind: Literal["fsq"] = "fsq"
     levels: list[Annotated[int, Field(ge=2)]] = Field(
-        [8, 4, 4], min_length=1, description="levels of each rounded dimension; their product is the number of codes"
+        [8, 4, 4],
+        strict=False,
+        min_length=1,
+        description="levels of each rounded dimension; their product is the number of codes",
     )
     codes: int | None = Field(None, ge=1, description="optional; must equal the product of levels")
     expansion: Literal["linear", "mlp"] = Field(

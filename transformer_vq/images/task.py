@@ -176,15 +176,17 @@ class ImageTask(Task):
         return f"rows {rows.start}-{rows.stop - 1} of step {step}, pictures {places} of {self.corpus.name}"
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
-        """Take every tensor whose name and shape are ours; a quantizer of another kind keeps its own."""
-        theirs = load_config(run, [], ImageRunConfig).images.quantizer
-        left_out = "quantizer." if theirs.kind != self.config.images.quantizer.kind else "\0"
+        """Take every tensor whose name and shape are ours; the quantizer is taken whole, from one of its kind, or not.
+
+        One with a `start_step` is not taken: it begins unquantized, and with a codebook from the latents of its start.
+        """
+        theirs, ours = load_config(run, [], ImageRunConfig).images.quantizer, self.config.images.quantizer
         state = self.model.state_dict()
-        taken = {
-            name: tensor
-            for name, tensor in weights.items()
-            if name in state and state[name].shape == tensor.shape and not name.startswith(left_out)
-        }
+        fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
+        quantizer = {name for name in (*state, *weights) if name.startswith("quantizer.")}
+        if theirs.kind != ours.kind or not quantizer <= fits or getattr(ours, "start_step", 0):
+            fits -= quantizer
+        taken = {name: tensor for name, tensor in weights.items() if name in fits}
         if not taken:
             raise ConfigError(f"train.init_from = {run}: no tensor there has the name and shape of one of this model's")
         self.model.load_state_dict(taken, strict=False)

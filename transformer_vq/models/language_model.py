@@ -91,7 +91,7 @@ class TransformerVQ(nn.Module):
         labels (B, T): labels[b, t] is the token that follows tokens[b, t], nothing is shifted; -100, or a label at
         padding, does not count.  segments (B, T) int64: nothing is seen across a change of id.  mask (B, T) bool, True
         where a token is real: padding touches nothing, and its logits mean nothing.
-        Raises ValueError when shapes differ from tokens'.
+        Raises ValueError when there is no token, or when shapes or the state's rows differ from tokens'.
         """
         x, state, quantized = self.features(tokens, state, segments, mask)
         logits = self.logits(x)
@@ -125,6 +125,8 @@ class TransformerVQ(nn.Module):
     ) -> tuple[Tensor, ModelState, tuple[Quantized, ...]]:
         """All but the head, arguments as for `forward`: (B, T, D) for `logits`, new state, each layer's Quantized."""
         _same_shape(tokens, segments=segments, mask=mask)
+        if state is not None and len(state.position) != len(tokens):
+            raise ValueError(f"state has {len(state.position)} rows; tokens' {len(tokens)} are expected")
         zero = tokens.new_zeros(tokens.shape[0])
         before = (zero, zero) if state is None else (state.position, state.segment)
         positions, *after = locate(tokens.shape, before, segments, mask)
@@ -203,8 +205,8 @@ class TransformerVQ(nn.Module):
 
 def _same_shape(tokens: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError unless tokens is (B, T) and each other tensor has its shape."""
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; (batch, length) is expected")
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; (batch, length) is expected, length at least 1")
     for name, other in others.items():
         if other is not None and other.shape != tokens.shape:
             raise ValueError(f"{name} has shape {tuple(other.shape)}; tokens' {tuple(tokens.shape)} is expected")
