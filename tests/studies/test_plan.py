@@ -134,3 +134,12 @@ def test_a_base_must_say_what_it_is(write, tmp_path):
     (tmp_path / "other.yaml").write_text("seed: 1")
     with pytest.raises(ConfigError, match="must hold one of the keys recall, model"):
         load_study(write(base=str(tmp_path / "other.yaml")))
+
+
+def test_an_override_of_a_dotted_key_leaves_its_neighbours(write):
+    path = write(overrides={"train.lr": 0.5, "train.warmup": 3}, tune={"train.clip": [1.0, 2.0]})
+    arguments = ["overrides.train.lr=0.25", "factors.model.quantizer.estimator=[ste, scale]", "tune.train.clip=[4.0]"]
+    study = load_study(path, [*arguments, "seeds=[7]"])
+    assert study.settings.overrides == {"train.lr": 0.25, "train.warmup": 3}
+    assert study.settings.factors == {"model.quantizer.estimator": ["ste", "scale"]}
+    assert study.settings.tune == {"train.clip": [4.0]} and study.settings.seeds == [7]

@@ -62,8 +62,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `dotted.key=value` in `tree`: the value is YAML and replaces the whole value of its key."""
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `dotted.key=value`; the value is YAML.  Raises ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{override}: overrides are written dotted.key=value")
@@ -71,7 +71,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]  # type: ignore[index,call-overload]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{key} = {text}: not readable as YAML: {one_line(error)}") from None
-    set_key(tree, key, value)
+    return key, value
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -91,7 +91,7 @@ def load_config(source: str | Path, overrides: Sequence[str], schema: type[S]) -
     """Read, override and validate.  Raises ConfigError with one line for the first thing that is wrong."""
     tree = read_yaml(find_config(source))
     for override in overrides:
-        apply_override(tree, override)
+        set_key(tree, *parse_override(override))
     return validate(tree, schema)
 
 

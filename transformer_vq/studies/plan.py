@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from transformer_vq.config import ConfigError, Settings, load_config, validate
-from transformer_vq.config.load import find_config, read_yaml, set_key
+from transformer_vq.config import ConfigError, Settings, validate
+from transformer_vq.config.load import find_config, parse_override, read_yaml, set_key
 from transformer_vq.config.study import StudyConfig
 from transformer_vq.studies.design import Arm, Design, grid_size, label, make_design, short_names
 from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, load, steps_for_tokens
 
 MANY = 1000  # more runs than this want to be asked for
+DOTTED = ("overrides", "factors", "tune")  # blocks of the study whose keys are dotted themselves
 Stage = Literal["tune", "final"]
 
 
@@ -117,7 +118,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
 
     `many` allows more than 1,000 runs.  Raises ConfigError with one line for the first thing that is wrong.
     """
-    settings = load_config(source, overrides, StudyConfig)
+    settings = _read(source, overrides)
     draws = grid_size(settings) if settings.design == "grid" else 0
     _few_enough(draws * len(settings.seeds), many)
     tree = read_yaml(find_config(settings.base))
@@ -137,6 +138,18 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
         for model in {run.arm: run.settings.model for run in runs}.values():  # type: ignore[attr-defined]
             load(kind.check_names)(model)
     return study
+
+
+def _read(source: str | Path, overrides: Sequence[str]) -> StudyConfig:
+    """The study's file with overrides, of which `overrides.data.source=…` sets the one key `data.source`."""
+    tree = read_yaml(find_config(source))
+    for key, value in map(parse_override, overrides):
+        block, _, dotted = key.partition(".")
+        if dotted and block in DOTTED and isinstance(tree.get(block, {}), dict):
+            tree.setdefault(block, {})[dotted] = value
+        else:
+            set_key(tree, key, value)
+    return validate(tree, StudyConfig)
 
 
 def _few_enough(runs: int, many: bool) -> None:
