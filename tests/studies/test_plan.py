@@ -137,7 +137,7 @@ def test_a_base_must_say_what_it_is(write, tmp_path):
 
 
 def test_an_override_of_a_dotted_key_leaves_its_neighbours(write):
-    path = write(overrides={"train.lr": 0.5, "train.warmup": 3}, tune={"train.clip": [1.0, 2.0]})
+    path = write(overrides={"train.lr": 0.5, "train.warmup": 3}, tune={"train.clip": [1.0, 2.0]}, tune_seeds=[9])
     arguments = ["overrides.train.lr=0.25", "factors.model.quantizer.estimator=[ste, scale]", "tune.train.clip=[4.0]"]
     study = load_study(path, [*arguments, "seeds=[7]"])
     assert study.settings.overrides == {"train.lr": 0.25, "train.warmup": 3}
