@@ -112,3 +112,28 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_yaml_written_by_us_needs_no_special_loader(tmp_path):
     save_config(RunConfig(), tmp_path / "config.yaml")
     assert validate(yaml.safe_load((tmp_path / "config.yaml").read_text()), RunConfig) == RunConfig()
+
+
+def test_extends_fills_in_what_is_not_said(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 3\ntrain: {steps: 7, lr: 0.5}\nmodel: {quantizer: {kind: vq, codes: 32}}\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\ntrain: {steps: 9}\n")
+    (tmp_path / "c.yaml").write_text(f"extends: {tmp_path / 'b.yaml'}\nmodel: {{quantizer: {{kind: none}}}}\n")
+    found = load_config(tmp_path / "c.yaml", ["train.lr=0.25"], RunConfig)
+    assert (found.seed, found.train.steps, found.train.lr, found.model.quantizer.kind) == (3, 9, 0.25, "none")
+    assert load_config(tmp_path / "b.yaml", [], RunConfig).model.quantizer.codes == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("extends: a.yaml", r"extends: .*a\.yaml extends .*a\.yaml, which has no end"),
+        ("extends: nowhere", r"nowhere: no such file, run folder or recipe"),
+        ("extends: 3", r"a\.yaml: extends = 3: must be the name of a config"),
+        ("extends: lm/tiny\ntrain: {stepz: 3}", r"train\.stepz: no such key"),
+    ],
+)
+def test_bad_extends_is_one_line(tmp_path, text, says):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=says) as error:
+        load_config(tmp_path / "a.yaml", [], RunConfig)
+    assert "\n" not in str(error.value)

@@ -62,6 +62,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
+def read_config(source: str | Path) -> dict[str, Any]:
+    """The tree behind CONFIG, with what it `extends` filled in.
+
+    `extends: NAME` names a recipe, or a file beside this one; keys that this one has win. A block with a `kind` is
+    taken whole: its other keys are those of the kind.
+    """
+    chain: list[Path] = []
+    path = find_config(source)
+    tree: dict[str, Any] = {}
+    while True:
+        if path in chain:
+            raise ConfigError(f"extends: {' extends '.join(map(str, [*chain, path]))}, which has no end")
+        chain.append(path)
+        own = read_yaml(path)
+        base = own.pop("extends", None)
+        tree = _filled(own, tree)
+        if base is None:
+            return tree
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: extends = {base}: must be the name of a config")
+        beside = path.parent / base
+        path = beside if beside.is_file() else find_config(base)
+
+
+def _filled(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` over `base`, block by block."""
+    out = dict(base)
+    for key, value in tree.items():
+        old = out.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict) and "kind" not in value
+        out[key] = _filled(old, value) if both else value  # type: ignore[arg-type]
+    return out
+
+
 def parse_override(override: str) -> tuple[str, Any]:
     """Key and value of `dotted.key=value`; the value is YAML.  Raises ConfigError."""
     key, equals, text = override.partition("=")
@@ -89,7 +123,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def load_config(source: str | Path, overrides: Sequence[str], schema: type[S]) -> S:
     """Read, override and validate.  Raises ConfigError with one line for the first thing that is wrong."""
-    tree = read_yaml(find_config(source))
+    tree = read_config(source)
     for override in overrides:
         set_key(tree, *parse_override(override))
     return validate(tree, schema)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformer_vq.data.batches import Batch, eval_streams, eval_windows, stream_batch, window_batch
-    from transformer_vq.data.store import Corpus, TokenFile, check_lengths, default_cache, prepare
+    from transformer_vq.data.cache import default_cache
+    from transformer_vq.data.store import Corpus, TokenFile, check_lengths, prepare
     from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -28,7 +29,8 @@ __all__ = [
 
 _HOME = {
     "batches": ("Batch", "eval_streams", "eval_windows", "stream_batch", "window_batch"),
-    "store": ("Corpus", "TokenFile", "check_lengths", "default_cache", "prepare"),
+    "cache": ("default_cache",),
+    "store": ("Corpus", "TokenFile", "check_lengths", "prepare"),
     "tokenizers": ("Tokenizer", "load_tokenizer"),
 }
 

@@ -20,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.data.cache import cache_of
 from transformer_vq.data.documents import SPLITS, Piece, Pieces, carve, read_file
 
 
@@ -79,6 +80,10 @@ def open_source(config: DataConfig, characters: bool) -> Source:
     """
     if config.source == "builtin":
         return builtin()
+    if config.source == "enwik8" and not Path("enwik8").exists():
+        from transformer_vq.data.enwik8 import fetch
+
+        return open_file(fetch(cache_of(config) / "enwik8"), characters)
     if config.source.startswith("hf:"):
         from transformer_vq.data.huggingface import open_dataset
 
@@ -88,10 +93,11 @@ def open_source(config: DataConfig, characters: bool) -> Source:
         return open_folder(path, characters)
     if path.is_file():
         return open_file(path, characters)
-    near = difflib.get_close_matches(config.source, ["builtin"], n=1)
-    hint = "; did you mean builtin?" if near else ""
+    near = difflib.get_close_matches(config.source, ["builtin", "enwik8"], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(
-        f"data.source = {config.source}: no such file or folder (builtin | a file | a folder | hf:NAME[/CONFIG]){hint}"
+        f"data.source = {config.source}: no such file or folder "
+        f"(builtin | enwik8 | a file | a folder | hf:NAME[/CONFIG]){hint}"
     )
 
 

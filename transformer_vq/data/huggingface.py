@@ -17,6 +17,7 @@ from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.config.explain import one_line
 from transformer_vq.data.corpora import Source, complete, hash_files
 from transformer_vq.data.documents import Piece, Pieces, cut, take
+from transformer_vq.data.pixels import picture_of, pixel_bytes
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -35,18 +36,17 @@ def open_dataset(config: DataConfig, characters: bool) -> Source:
     builder = local_builder(path) if local else hub_builder(name)
     found = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     splits: dict[str, Pieces] = {
-        SPLIT_OF[split]: partial(read_rows, builder, split, config.field, config.streaming)
-        for split in found
-        if split in SPLIT_OF
+        SPLIT_OF[split]: partial(read_rows, builder, split, config) for split in found if split in SPLIT_OF
     }
     if "train" not in splits:
         raise ConfigError(f"data.source = {config.source}: no split train; the dataset has {', '.join(found)}")
+    column = [config.field] if config.image_size is None else [config.field, config.image_size]
     if local:
         root = path.resolve() if path.is_dir() else path.resolve().parent
         content = {split: hash_files(root, [Path(file) for file in files]) for split, files in found.items()}
-        identity = json.dumps([content, config.field])
+        identity = json.dumps([content, *column])
     else:
-        identity = json.dumps([found, builder.config.name, config.field])  # addresses hold the revision
+        identity = json.dumps([found, builder.config.name, *column])  # addresses hold the revision
     whole, notes = with_all_splits(splits, config.max_bytes, characters)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     return Source(f"dataset {name}, column {config.field}", fingerprint, whole, notes)
@@ -104,12 +104,12 @@ def hub_builder(name: str) -> DatasetBuilder:
     )
 
 
-def read_rows(builder: DatasetBuilder, split: str, field: str, streaming: bool) -> Iterator[Piece]:
-    """The rows of a split as documents.  Raises ConfigError for a column that is not there or not text."""
+def read_rows(builder: DatasetBuilder, split: str, config: DataConfig) -> Iterator[Piece]:
+    """The rows of a split as documents.  Raises ConfigError for a column that is not there, no text and no picture."""
     number = 0
-    for values in columns(builder, split, field, streaming):
+    for values in columns(builder, split, config.field, config.streaming):
         for value in values:
-            yield from cut(text_of(value, split, number, field), f"row {number} of {split}")
+            yield from cut(text_of(value, split, number, config), f"row {number} of {split}")
             number += 1
 
 
@@ -132,8 +132,8 @@ def columns(builder: DatasetBuilder, split: str, field: str, streaming: bool) ->
     raise ConfigError(f"data.field = {field}: no such column; {split} has {', '.join(names)}")
 
 
-def text_of(value: Any, split: str, number: int, field: str) -> bytes:
-    """The bytes of a row's text."""
+def text_of(value: Any, split: str, number: int, config: DataConfig) -> bytes:
+    """The bytes of a row's text, or of its picture."""
     if value is None:
         return b""
     if isinstance(value, bytes):
@@ -143,4 +143,10 @@ def text_of(value: Any, split: str, number: int, field: str) -> bytes:
             return value.encode()
         except UnicodeEncodeError:
             raise ConfigError(f"data.source: row {number} of {split} holds half of a surrogate pair") from None
-    raise ConfigError(f"data.field = {field}: row {number} of {split} holds {type(value).__name__}, not text")
+    try:
+        picture = picture_of(value)
+        if picture is not None:
+            return pixel_bytes(picture, config.image_size)
+    except OSError as error:
+        raise ConfigError(f"data.field = {config.field}: row {number} of {split}: {one_line(error)}") from None
+    raise ConfigError(f"data.field = {config.field}: row {number} of {split} holds {type(value).__name__}, not text")

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import Source, open_source
 from transformer_vq.data.documents import SPLITS, Piece, split_at_separator, take
 from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer, token_dtype, tokenizer_identity
@@ -96,7 +96,7 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     limits = [config.max_bytes, config.max_eval_bytes]
     made_from = [FORMAT, source.fingerprint, identity, config.document_separator, *limits]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
-    cache = Path(config.cache).expanduser() if config.cache else default_cache()
+    cache = cache_of(config)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{key}.lock"):
@@ -105,18 +105,6 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     except OSError as error:
         raise ConfigError(f"data.cache = {cache}: tokens cannot be kept there: {error}") from None
     return open_entry(cache / key, source)
-
-
-def default_cache() -> Path:
-    """Where this system wants files that can be made again."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "transformer_vq" / "tokens"
 
 
 def check_lengths(corpus: Corpus, seq_len: int, streams: int = 1) -> None:

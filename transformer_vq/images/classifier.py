@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transformer_vq.data.store import default_cache
+from transformer_vq.data import default_cache
 from transformer_vq.evaluation.mode import evaluating
 from transformer_vq.images.batches import positions, to_unit
 from transformer_vq.images.pictures import Pictures

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformer_vq.config import ConfigError, Settings, validate
-from transformer_vq.config.load import find_config, parse_override, read_yaml, set_key
+from transformer_vq.config.load import parse_override, read_config, set_key
 from transformer_vq.config.study import StudyConfig
 from transformer_vq.studies.design import Arm, Design, grid_size, label, make_design, short_names
 from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, load, steps_for_tokens
@@ -121,7 +121,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
     settings = _read(source, overrides)
     draws = grid_size(settings) if settings.design == "grid" else 0
     _few_enough(draws * len(settings.seeds), many)
-    tree = read_yaml(find_config(settings.base))
+    tree = read_config(settings.base)
     kind = kind_of(tree, settings.base)
     base = _settle(tree, settings.overrides, kind)
     layers = base.model.layers if hasattr(base, "model") else None
@@ -142,7 +142,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
 
 def _read(source: str | Path, overrides: Sequence[str]) -> StudyConfig:
     """The study's file with overrides, of which `overrides.data.source=…` sets the one key `data.source`."""
-    tree = read_yaml(find_config(source))
+    tree = read_config(source)
     for key, value in map(parse_override, overrides):
         block, _, dotted = key.partition(".")
         if dotted and block in DOTTED and isinstance(tree.get(block, {}), dict):

@@ -1,0 +1,81 @@
+"""Pictures as bytes, from a folder and from parquet, each a document."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.data import prepare
+from transformer_vq.data.pixels import pixel_bytes
+
+PIXELS = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+
+
+def corpus(source, tmp_path, **keys):
+    config = {"source": f"hf:{source}", "field": "image", "cache": str(tmp_path / "cache"), **keys}
+    return prepare(DataConfig(**config))
+
+
+def pictures(split):
+    """The documents of a split."""
+    return [part.tobytes() for part in np.split(np.asarray(split.tokens), split.documents[1:])]
+
+
+def test_a_folder_of_pictures_is_a_document_each(tmp_path):
+    for split, rows in {"train": range(16), "validation": range(16, 18), "test": range(18, 20)}.items():
+        (tmp_path / "p" / split).mkdir(parents=True)
+        for i in rows:
+            Image.fromarray(PIXELS[i]).save(tmp_path / "p" / split / f"{i:02d}.png")
+    found = corpus(tmp_path / "p", tmp_path)
+    assert pictures(found.splits["train"]) == [PIXELS[i].tobytes() for i in range(16)]
+    assert pictures(found.splits["valid"]) + pictures(found.splits["test"]) == [x.tobytes() for x in PIXELS[16:]]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_parquet_as_the_hub_holds_it(tmp_path, typed):
+    def encoded(x):
+        file = io.BytesIO()
+        Image.fromarray(x).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    (tmp_path / "p").mkdir()
+    features = '{"info": {"features": {"image": {"_type": "Image"}}}}'
+    for name, rows in {"train": PIXELS[:16], "validation": PIXELS[16:18], "test": PIXELS[18:]}.items():
+        table = pa.table({"image": [encoded(x) for x in rows]})
+        if typed:
+            table = table.replace_schema_metadata({"huggingface": features})
+        pq.write_table(table, tmp_path / "p" / f"{name}-00000-of-00001.parquet")
+    found = corpus(tmp_path / "p", tmp_path)
+    assert pictures(found.splits["train"]) == [x.tobytes() for x in PIXELS[:16]]
+    smaller = corpus(tmp_path / "p", tmp_path, image_size=2)
+    assert smaller.folder != found.folder and len(smaller.splits["train"]) == 16 * 12
+
+
+def test_resizing_takes_the_centre_and_means_of_boxes():
+    wide = np.zeros((4, 8, 3), dtype=np.uint8)
+    wide[:, 2:6] = PIXELS[0]
+    want = PIXELS[0].reshape(2, 2, 2, 2, 3).mean((1, 3))
+    got = np.frombuffer(pixel_bytes(Image.fromarray(wide), 2), np.uint8).reshape(2, 2, 3)
+    assert np.abs(got - want).max() <= 1  # rounded along one side, then the other
+    assert pixel_bytes(Image.fromarray(PIXELS[0]), 4) == PIXELS[0].tobytes()
+    grey = Image.fromarray(PIXELS[0, :, :, 0])
+    assert pixel_bytes(grey, None) == np.repeat(PIXELS[0, :, :, :1], 3, -1).tobytes()
+
+
+def test_a_damaged_picture_is_one_line(tmp_path):
+    pq.write_table(pa.table({"image": [{"bytes": b"none", "path": "x.png"}] * 50}), tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match="row 0 of train: cannot identify image file") as error:
+        corpus(tmp_path / "rows.parquet", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_of_labels_is_no_picture(tmp_path):
+    pq.write_table(pa.table({"image": list(range(100))}), tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match="row 0 of train holds int, not text"):
+        corpus(tmp_path / "rows.parquet", tmp_path)

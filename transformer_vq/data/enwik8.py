@@ -1,0 +1,43 @@
+"""enwik8, the first 10⁸ bytes of an English Wikipedia dump: fetched from where its author keeps it, once.
+
+The hub's repositories hold a loading script, which `datasets` no longer runs, or the text cut into lines.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from transformer_vq.config import ConfigError
+
+ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
+SIZE = 100_000_000
+TIMEOUT = 30.0  # seconds without an answer
+
+
+def fetch(folder: Path) -> Path:
+    """The file `enwik8` in `folder`, downloaded unless it is there.  Raises ConfigError with one line; a file that is
+    not whole is never left behind."""
+    path = folder / "enwik8"
+    if path.is_file():
+        return path
+    hint = f"with the official file of {SIZE:,} bytes at hand: data.source=FILE, or a folder that holds enwik8"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        try:
+            archive = Path(place) / "enwik8.zip"
+            with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT) as answer, archive.open("wb") as file:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+            with zipfile.ZipFile(archive) as content:
+                text = Path(content.extract("enwik8", place))
+        except (OSError, KeyError, zipfile.BadZipFile, urllib.error.URLError) as error:
+            raise ConfigError(f"data.source = enwik8: {ADDRESS} could not be read: {error}; {hint}") from None
+        if text.stat().st_size != SIZE:
+            raise ConfigError(f"data.source = enwik8: {ADDRESS} holds {text.stat().st_size:,} bytes; {hint}")
+        os.replace(text, path)
+    return path
