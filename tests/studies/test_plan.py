@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from transformer_vq.config import ConfigError, RunConfig, load_config
-from transformer_vq.studies.kinds import digest, flops_per_step
+from transformer_vq.studies.kinds import digest, flops_per_step, property_of
 from transformer_vq.studies.plan import load_study
 
 BASE = {
@@ -143,3 +143,11 @@ def test_an_override_of_a_dotted_key_leaves_its_neighbours(write):
     assert study.settings.overrides == {"train.lr": 0.25, "train.warmup": 3}
     assert study.settings.factors == {"model.quantizer.estimator": ["ste", "scale"]}
     assert study.settings.tune == {"train.clip": [4.0]} and study.settings.seeds == [7]
+
+
+def test_the_number_of_codes_is_a_property_of_pictures_too():
+    for name in ("studies/images-codes", "studies/quantizers-tiny"):
+        study = load_study(name, ["seeds=[0]"])
+        found = {run.arm: property_of("codes", run.settings) for run in finals(study)}
+        assert found["fsq 64"] == 64 and found["none"] is None
+        assert all(property_of("state", run.settings) is None for run in finals(study) if "images" in name)

@@ -106,12 +106,13 @@ def flops_per_step(settings: Any) -> float:
 
 
 def property_of(name: str, settings: Any) -> float | None:
-    """`codes` or `state` of a language model's config, for the x axis of a figure; None for other names and kinds."""
-    if name not in ("codes", "state") or not hasattr(settings, "model"):
-        return None
-    if name == "codes":
-        size: int | None = getattr(settings.model.layer_quantizers()[0], "size", None)
+    """`codes`, or `state` of a language model, for the x axis of a figure; None for other names and kinds."""
+    if name == "codes" and (hasattr(settings, "images") or hasattr(settings, "model")):
+        quantizer = settings.images.quantizer if hasattr(settings, "images") else settings.model.layer_quantizers()[0]
+        size: int | None = getattr(quantizer, "size", None)
         return None if size is None else float(size)
+    if name != "state" or not hasattr(settings, "model"):
+        return None
     from transformer_vq.models.describe import describe
 
     return float(describe(_with_vocabulary(settings), settings.train.seq_len)["state_numbers"])
