@@ -146,8 +146,7 @@ def test_an_override_of_a_dotted_key_leaves_its_neighbours(write):
 
 
 def test_the_number_of_codes_is_a_property_of_pictures_too():
-    for name in ("studies/images-codes", "studies/quantizers-tiny"):
-        study = load_study(name, ["seeds=[0]"])
-        found = {run.arm: property_of("codes", run.settings) for run in finals(study)}
-        assert found["fsq 64"] == 64 and found["none"] is None
-        assert all(property_of("state", run.settings) is None for run in finals(study) if "images" in name)
+    for name, arm in {"studies/images-codes": "fsq 64", "studies/quantizers-tiny": "fsq mlp 64"}.items():
+        runs = {run.arm: run.settings for run in finals(load_study(name, ["seeds=[0]"]))}
+        assert property_of("codes", runs[arm]) == 64 and property_of("codes", runs["none"]) is None
+        assert (property_of("state", runs[arm]) is None) == ("images" in name)
