@@ -130,9 +130,9 @@ def test_dtype_of_the_arrays_is_the_model_s():
 def test_missing_unknown_and_misshapen_parameters_are_named():
     golden = Golden(FILES[0])
     first = "transformer_layers_0/scanned_attn1/u"
-    with pytest.raises(ValueError, match=f"missing: \\['{first}'\\]"):
+    with pytest.raises(ValueError, match=f"missing: {first};"):
         from_reference({n: a for n, a in golden.params.items() if n != first}, golden.config)
-    with pytest.raises(ValueError, match="unknown with this config: \\['spare'\\]"):
+    with pytest.raises(ValueError, match="unknown with this config: spare"):
         from_reference({**golden.params, "spare": np.zeros(1)}, golden.config)
     with pytest.raises(ValueError, match=f"{first} has shape \\(3,\\)"):
         from_reference({**golden.params, first: np.zeros(3)}, golden.config)

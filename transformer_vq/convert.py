@@ -27,8 +27,9 @@ Arrays = dict[str, NDArray[Any]]
 # reference name -> ours; what ends in "kernel" is transposed
 OUTER = {"token_embedder/embs": "embedding.weight"}
 TIED = {"token_embedder/bias_out": "head_bias"}
+UNUSED = "token_embedder/bias_out"  # with an untied head
 UNTIED = {
-    "token_embedder/bias_out": "reference_bias_out",  # read by nothing; kept so that what comes in goes out again
+    UNUSED: "reference_bias_out",  # read by nothing; kept so that what comes in goes out again
     "out_proj/kernel": "head.weight",
     "out_proj/bias": "head.bias",
 }
@@ -55,12 +56,18 @@ def from_reference(params: Mapping[str, NDArray[Any]], config: Mapping[str, Any]
     fields (`n_layer`, `d_model`, …; those that do nothing in the model may be missing).  Gradients are the paper's.
     Raises ValueError naming a parameter that is missing, unknown, or of another shape.
     """
-    model = TransformerVQ(reference_config(config))
-    model.to(torch.from_numpy(params["token_embedder/embs"]).dtype)
+    return model_of(params, reference_config(config))
+
+
+def model_of(params: Mapping[str, NDArray[Any]], config: TransformerVQConfig) -> TransformerVQ:
+    """The same by our own settings.  Raises ValueError also when the reference has no form of such a model."""
+    _check(config)
+    model = TransformerVQ(config)
     names = reference_names(model.config)
     if names.keys() != params.keys():
         missing, unknown = sorted(names.keys() - params.keys()), sorted(params.keys() - names.keys())
-        raise ValueError(f"parameters missing: {missing}; unknown with this config: {unknown}")
+        raise ValueError(f"parameters missing: {_some(missing)}; unknown with this config: {_some(unknown)}")
+    model.to(torch.from_numpy(np.array(params["token_embedder/embs"])).dtype)
     for name, ours in names.items():
         source, target = _turned(name, torch.from_numpy(np.array(params[name]))), _tensor(model, ours)
         if source.shape != target.shape:
@@ -128,6 +135,39 @@ def to_reference(model: TransformerVQ, what: Literal["params", "grads"] = "param
     return arrays
 
 
+def reference_settings(config: TransformerVQConfig) -> dict[str, Any]:
+    """Our settings as the reference's fields, the way back of `reference_config`.  Raises ValueError as `to_reference`.
+
+    An estimator, or a schedule, that the reference does not know is not in them: it changes training, not the model.
+    """
+    _check(config)
+    quantizer = config.layer_quantizers()[0]
+    return {
+        "n_vocab": config.vocab_size,
+        "n_layer": config.layers // 2,
+        "d_model": config.width,
+        "n_head": config.heads,
+        "d_k": config.key_dim,
+        "d_v": config.value_dim,
+        "mem_len": config.window,
+        "block_len": config.block_len,
+        "pe_lam": config.position_base,
+        "pe_abs": config.absolute_positions,
+        "agg_cache": config.cache,
+        "grad_thru_cache": config.grad_through_cache,
+        "e_tie": config.tied_embedding,
+        "e_preln": config.final_norm,
+        "e_scale": config.logit_scale,
+        "p_dropemb": config.dropout_embedding,
+        "p_dropsin": config.dropout_sinusoid,
+        "p_dropres": config.dropout_residual,
+        "p_droplyr": config.dropout_layer,
+        "n_code": quantizer.size,
+        "c_gamma": quantizer.ema,
+        "c_beta": quantizer.commit,
+    }
+
+
 def state_to_reference(state: ModelState) -> Arrays:
     """A state whose rows have all read the same number of tokens, under the reference's names.
 
@@ -167,7 +207,7 @@ def _unit(layer: int) -> str:
 
 def _tensor(model: TransformerVQ, name: str) -> Tensor:
     """Our parameter or buffer; the unused bias is made the first time."""
-    unused = UNTIED["token_embedder/bias_out"]
+    unused = UNTIED[UNUSED]
     if name == unused and not hasattr(model, unused):
         model.register_buffer(unused, torch.zeros_like(model.head.bias), persistent=False)
     tensor: Tensor = attrgetter(name)(model)
@@ -199,3 +239,8 @@ def _check(config: TransformerVQConfig) -> None:
     found = [name for name, is_so in wrong.items() if is_so]
     if found:
         raise ValueError(f"the reference has no such model: {', '.join(found)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"

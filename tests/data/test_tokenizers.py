@@ -166,3 +166,16 @@ def test_a_file_that_is_no_tokenizer_is_one_line(tmp_path, content):
     with pytest.raises(ConfigError, match=r"not a tokenizer\.json") as error:
         tokenizer_identity(str(tmp_path / "t.json"))
     assert "\n" not in str(error.value)
+
+
+@property_test
+@given(st.binary(), st.integers(1, 500))
+def test_bytes_after_an_offset(tmp_path, content, offset):
+    tokenizer = make_tokenizer(f"bytes+{offset}", [])
+    ids = tokenizer.encode_bytes(content)
+    assert ids.tolist() == [byte + offset for byte in content] and ids.dtype == token_dtype(256 + offset)
+    assert tokenizer.decode_bytes([0, *ids]) == content
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.name, again.vocab_size, again.reads_text) == (f"bytes+{offset}", 256 + offset, False)
+    assert tokenizer_identity(f"bytes+{offset}") == f"bytes+{offset}"

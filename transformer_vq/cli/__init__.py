@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from transformer_vq.cli.bench import bench
 from transformer_vq.cli.console import Failure, main_process, print_error
+from transformer_vq.cli.convert import convert
 from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
 from transformer_vq.cli.doctor import doctor
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "plot": plot,
     "data": data,
+    "convert": convert,
     "images": images,
     "encode": encode,
     "decode": decode,

@@ -117,7 +117,7 @@ def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunCo
             )
     folder = folder_of(run)
     settings = load_config(folder, overrides, RunConfig)
-    if settings.data != loaded.config.data and settings.data.tokenizer != "bytes":
+    if settings.data != loaded.config.data and not settings.data.tokenizer.startswith("bytes"):
         own = str(folder / "tokenizer.json")
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"tokenizer": own})})
     return settings

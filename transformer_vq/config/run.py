@@ -31,7 +31,10 @@ class DataConfig(Settings):
         None, ge=1, description="keep only about this much of valid and of test; null: as max_bytes says"
     )
     tokenizer: str = Field(
-        "bytes", min_length=1, description="bytes | bpe:SIZE, trained on the train split | a tokenizer.json"
+        "bytes",
+        min_length=1,
+        description="bytes | bytes+3, as the paper's checkpoints count | bpe:SIZE, trained on the train split | a "
+        "tokenizer.json",
     )
     order: Literal["windows", "streams"] = Field(
         "windows", description="windows: random, independent | streams: contiguous, state carried (truncated BPTT)"

@@ -27,7 +27,14 @@ from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import Source, open_source
 from transformer_vq.data.documents import SPLITS, Piece, split_at_separator, take
-from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer, token_dtype, tokenizer_identity
+from transformer_vq.data.tokenizers import (
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    reads_bytes,
+    token_dtype,
+    tokenizer_identity,
+)
 
 FORMAT = 1
 GROUP = 1 << 22
@@ -92,7 +99,7 @@ class Corpus:
 def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     """Tokenize a corpus, or find it tokenized.  Raises ConfigError, one line, and leaves nothing half-written."""
     identity = tokenizer_identity(config.tokenizer)
-    source = open_source(config, characters=identity != "bytes")
+    source = open_source(config, characters=not reads_bytes(identity))
     limits = [config.max_bytes, config.max_eval_bytes]
     made_from = [FORMAT, source.fingerprint, identity, config.document_separator, *limits]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
@@ -204,7 +211,7 @@ def read_split(source: Source, name: str, config: DataConfig) -> Iterator[Piece]
     pieces = source.splits[name]()
     limits = [config.max_bytes, None if name == "train" else config.max_eval_bytes]
     for limit in filter(None, limits):
-        pieces = take(pieces, 0, limit, characters=config.tokenizer != "bytes")
+        pieces = take(pieces, 0, limit, characters=not reads_bytes(config.tokenizer))
     if config.document_separator is not None:
         pieces = split_at_separator(pieces, config.document_separator.encode())
     return pieces

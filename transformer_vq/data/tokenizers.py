@@ -68,22 +68,32 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """A token is a byte."""
+    """A token is a byte, its id the byte's value after `offset` ids that stand for nothing in the text.
 
-    name = "bytes"
-    vocab_size = 256
+    The paper's implementation keeps 0, 1 and 2 for padding, end and unknown: offset 3.
+    """
+
     reads_text = False
 
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+        self.name = f"bytes+{offset}" if offset else "bytes"
+        self.vocab_size = 256 + offset
+
     def encode_pieces(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-        text = b"".join(piece.text for piece in pieces)
-        return np.frombuffer(text, np.uint8), np.array([len(piece.text) for piece in pieces], np.int64)
+        ids = np.frombuffer(b"".join(piece.text for piece in pieces), np.uint8)
+        if self.offset:
+            ids = (ids.astype(np.uint32) + self.offset).astype(token_dtype(self.vocab_size))
+        return ids, np.array([len(piece.text) for piece in pieces], np.int64)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return bytes(int(i) for i in ids)
+        return bytes(int(i) - self.offset for i in ids if int(i) >= self.offset)
 
     def to_json(self) -> str:
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_symbols())}, "merges": []}
+        vocabulary = {f"<{i}>": i for i in range(self.offset)}
+        vocabulary |= {c: i for i, c in enumerate(byte_symbols(), self.offset)}
+        model = {"type": "BPE", "vocab": vocabulary, "merges": []}
         parts = {"pre_tokenizer": byte_level, "decoder": byte_level, "model": model}
         return json.dumps({"version": "1.0", "added_tokens": [], **parts}, ensure_ascii=False, indent=1)
 
@@ -128,7 +138,7 @@ class JsonTokenizer(Tokenizer):
 
 def tokenizer_identity(spec: str) -> str:
     """What `data.tokenizer` will give, before any text is read.  Raises ConfigError when that is nothing."""
-    if spec == "bytes":
+    if reads_bytes(spec):
         return spec
     if spec.startswith("bpe:"):
         size = spec.removeprefix("bpe:")
@@ -140,10 +150,15 @@ def tokenizer_identity(spec: str) -> str:
     return JsonTokenizer(_read(spec), spec).sha256
 
 
+def reads_bytes(spec: str) -> bool:
+    """True for `bytes` and `bytes+OFFSET`, whose input may be any bytes."""
+    return spec == "bytes" or (spec.startswith("bytes+") and spec.removeprefix("bytes+").isdecimal())
+
+
 def make_tokenizer(spec: str, train: Iterable[Piece]) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; a BPE is trained on `train`."""
-    if spec == "bytes":
-        return ByteTokenizer()
+    if reads_bytes(spec):
+        return ByteTokenizer(int(spec.partition("+")[2] or 0))
     if spec.startswith("bpe:"):
         return train_bpe(int(spec.removeprefix("bpe:")), train)
     return _from_json(_read(spec), spec)
@@ -206,13 +221,15 @@ def _read(path: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"data.tokenizer = {path}: not readable as a tokenizer.json ({error}); bytes | bpe:SIZE | a tokenizer.json"
+            f"data.tokenizer = {path}: not readable as a tokenizer.json ({error}); "
+            "bytes | bytes+3 | bpe:SIZE | a tokenizer.json"
         ) from None
 
 
 def _from_json(content: str, where: str) -> Tokenizer:
     loaded = JsonTokenizer(content, where)
-    return ByteTokenizer() if loaded.sha256 == JsonTokenizer(ByteTokenizer().to_json()).sha256 else loaded
+    bytewise = ByteTokenizer(loaded.vocab_size - 256) if 256 <= loaded.vocab_size < 1256 else ByteTokenizer()
+    return bytewise if loaded.sha256 == JsonTokenizer(bytewise.to_json()).sha256 else loaded
 
 
 def _is_byte_level(decoder: dict[str, Any] | None) -> bool:

@@ -124,6 +124,8 @@ def _with_vocabulary(settings: Any) -> TransformerVQConfig:
     if model.vocab_size is not None:
         return model
     kind, _, size = settings.data.tokenizer.partition(":")
+    if kind.startswith("bytes+"):
+        kind, size = "bytes", str(256 + int(kind.removeprefix("bytes+")))
     if kind not in ("bytes", "bpe"):
         raise ConfigError("model.vocab_size: must be set in base for its FLOPs and state when the tokenizer is a file")
     return model.model_copy(update={"vocab_size": int(size) if size else 256})

@@ -1,0 +1,37 @@
+"""A run folder around a model that was trained elsewhere: one checkpoint, of step 0, and what its users need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformer_vq.config import RunConfig, save_config
+from transformer_vq.data.tokenizers import make_tokenizer
+from transformer_vq.models import TransformerVQ
+from transformer_vq.training.checkpoints import Checkpoints, save_tensors
+from transformer_vq.training.language import resolved, with_vocabulary
+
+
+def write_run(model: TransformerVQ, config: RunConfig, target: Path) -> Path:
+    """Write `target`, which `eval`, `generate`, `doctor` and `train.init_from` take; whole or not at all.
+
+    Returns the folder.  Raises ConfigError when `data.tokenizer` is no tokenizer or has more tokens than the model.
+    """
+    tokenizer = make_tokenizer(config.data.tokenizer, [])
+    with_vocabulary(config.model, tokenizer)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
+    try:
+        run = place / target.name
+        run.mkdir()
+        save_config(resolved(config), run / "config.yaml")
+        tokenizer.save(run)
+        checkpoints = Checkpoints(run / "checkpoints")
+        save_tensors(model.state_dict(), checkpoints.begin(0) / "model.safetensors")
+        checkpoints.commit(0)
+        os.replace(run, target)
+    finally:
+        shutil.rmtree(place)
+    return target
