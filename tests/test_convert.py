@@ -144,3 +144,17 @@ def test_a_model_the_reference_cannot_hold_is_refused():
     config = TransformerVQConfig(vocab_size=5, layers=1, width=8, key_dim=4, value_dim=4, position="none", window=2)
     with pytest.raises(ValueError, match="position: none, an odd number of layers, 1"):
         to_reference(TransformerVQ(config))
+
+
+def test_codebooks_of_several_sizes_are_refused():
+    sizes = {
+        "layers": 2,
+        "width": 8,
+        "key_dim": 4,
+        "value_dim": 4,
+        "window": 2,
+        "quantizer": {"kind": "vq", "codes": 3},
+    }
+    model = TransformerVQ(TransformerVQConfig(vocab_size=5, per_layer={"1": {"codes": 4}}, **sizes))
+    with pytest.raises(ValueError, match="codes that differ from layer to layer"):
+        to_reference(model)

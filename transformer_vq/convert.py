@@ -236,6 +236,9 @@ def _check(config: TransformerVQConfig) -> None:
             q.kind != "vq" or q.codebook != "ema" for q in config.layer_quantizers()
         ),
     }
+    wrong["codes that differ from layer to layer"] = (
+        len({q.size for q in config.layer_quantizers() if q.kind == "vq"}) > 1
+    )
     found = [name for name, is_so in wrong.items() if is_so]
     if found:
         raise ValueError(f"the reference has no such model: {', '.join(found)}")

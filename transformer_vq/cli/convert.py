@@ -69,7 +69,7 @@ def take_in(source: str, target: Path, config: str | None, overrides: list[str])
     from transformer_vq.config import ConfigError, RunConfig, load_config, validate
     from transformer_vq.config.load import parse_override, set_key
     from transformer_vq.convert import UNUSED, model_of, reference_config
-    from transformer_vq.reference_files import read_reference, write_unused
+    from transformer_vq.reference_files import read_reference
     from transformer_vq.training.imported import write_run
 
     file = read_reference(Path(source))
@@ -92,9 +92,8 @@ def take_in(source: str, target: Path, config: str | None, overrides: list[str])
         model = model_of(file.params, settings.model)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-    write_run(model, settings, target)
-    if not settings.model.tied_embedding:
-        write_unused(target, {UNUSED: file.params[UNUSED]})
+    unused = {} if settings.model.tied_embedding else {UNUSED: file.params[UNUSED]}
+    write_run(model, settings, target, unused)
     return len(file.params)
 
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from transformer_vq.config import RunConfig, save_config
 from transformer_vq.data.tokenizers import make_tokenizer
 from transformer_vq.models import TransformerVQ
+from transformer_vq.reference_files import write_unused
 from transformer_vq.training.checkpoints import Checkpoints, save_tensors
 from transformer_vq.training.language import resolved, with_vocabulary
 
 
-def write_run(model: TransformerVQ, config: RunConfig, target: Path) -> Path:
+def write_run(
+    model: TransformerVQ, config: RunConfig, target: Path, unused: Mapping[str, NDArray[Any]] | None = None
+) -> Path:
     """Write `target`, which `eval`, `generate`, `doctor` and `train.init_from` take; whole or not at all.
 
+    unused: arrays that the model has no place for, kept so that they can be given back.
     Returns the folder.  Raises ConfigError when `data.tokenizer` is no tokenizer or has more tokens than the model.
     """
     tokenizer = make_tokenizer(config.data.tokenizer, [])
@@ -31,6 +39,8 @@ def write_run(model: TransformerVQ, config: RunConfig, target: Path) -> Path:
         checkpoints = Checkpoints(run / "checkpoints")
         save_tensors(model.state_dict(), checkpoints.begin(0) / "model.safetensors")
         checkpoints.commit(0)
+        if unused:
+            write_unused(run, unused)
         os.replace(run, target)
     finally:
         shutil.rmtree(place)
