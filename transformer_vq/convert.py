@@ -54,7 +54,7 @@ def from_reference(params: Mapping[str, NDArray[Any]], config: Mapping[str, Any]
 
     params: every array under its reference name ("transformer_layers_0/scanned_attn1/u"); config: the reference's
     fields (`n_layer`, `d_model`, …; those that do nothing in the model may be missing).  Gradients are the paper's.
-    Raises ValueError naming a parameter that is missing, unknown, or of another shape.
+    Raises ValueError naming a parameter that is missing, unknown, or of another shape, and when their dtypes differ.
     """
     return model_of(params, reference_config(config))
 
@@ -67,6 +67,9 @@ def model_of(params: Mapping[str, NDArray[Any]], config: TransformerVQConfig) ->
     if names.keys() != params.keys():
         missing, unknown = sorted(names.keys() - params.keys()), sorted(params.keys() - names.keys())
         raise ValueError(f"parameters missing: {_some(missing)}; unknown with this config: {_some(unknown)}")
+    dtypes = {array.dtype.name for array in params.values()}
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
+        raise ValueError(f"parameters are {', '.join(sorted(dtypes))}: all must be float32, or all float64")
     model.to(torch.from_numpy(np.array(params["token_embedder/embs"])).dtype)
     for name, ours in names.items():
         source, target = _turned(name, torch.from_numpy(np.array(params[name]))), _tensor(model, ours)

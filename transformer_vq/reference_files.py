@@ -1,8 +1,10 @@
-"""Files of the paper's own implementation: a Flax checkpoint written by Orbax, or a flat `.npz` of its parameters.
+"""Files of the paper's own implementation: its Flax/Orbax checkpoints, or a flat `.npz` of its parameters.
 
-Its training saves a train state: a folder `checkpoint_1000/` whose tree holds `params` beside the optimizer's. In a
-`.npz` the names are joined by slashes ("transformer_layers_0/scanned_attn1/u"), with or without `params/` before them,
-and `config_json` may hold its settings. Arrays come out as they are in the file, bit for bit.
+Its training saves a train state: a folder `checkpoint_1000/` with one file, `checkpoint`, whose tree holds `params`
+beside `step` and `opt_state` (flax_tree.py). Such a folder is what is written here too: its loader and today's Orbax
+both read it. Of a folder of another layout, such as newer Orbax makes, Orbax itself reads the parameters. In a `.npz`
+the names are joined by slashes ("transformer_layers_0/scanned_attn1/u"), with or without `params/` before them, and
+`config_json` may hold its settings. Arrays come out as they are in the file, bit for bit; bf16 comes as float32.
 """
 
 from __future__ import annotations
@@ -20,38 +22,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
+from transformer_vq.flax_tree import Tree, flat, nested, pack, unpack
 
 Arrays = dict[str, NDArray[Any]]
 CONFIG, PARAMS = "config_json", "params/"
-KEPT = "reference-unused.npz"
+TREE = "checkpoint"  # the one file in a folder of the reference's
+ABOUT = "_METADATA"  # what newer Orbax has in its place
+KEPT = "reference-rest.msgpack"
 
 
 class ReferenceFile(NamedTuple):
-    """What a file holds: arrays by name, and the reference's settings where they are in it."""
+    """What a file holds."""
 
     params: Arrays
+    """By name, without `params/`."""
     settings: dict[str, Any] | None
+    """The reference's, where they are in it."""
+    rest: Tree
+    """Of a train state all but the parameters, as it was packed."""
 
 
 def read_reference(path: Path) -> ReferenceFile:
-    """Parameters of a `.npz` or of an Orbax folder.  Raises ConfigError with one line."""
-    if path.is_dir():
-        return ReferenceFile(_below_params(_flat(_restore(path))), None)
-    if not path.is_file():
+    """A `.npz`, a folder, or a Flax file.  Raises ConfigError with one line."""
+    if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: not readable as .npz: {error}") from None
-    raw = arrays.pop(CONFIG, None)
-    return ReferenceFile(_below_params(arrays), None if raw is None else json.loads(bytes(raw).decode()))
+        if zipfile.is_zipfile(path):
+            return _read_npz(path)
+        if (path / TREE).is_file():
+            tree = unpack((path / TREE).read_bytes())
+        elif path.is_dir():
+            if inside := [child for child in path.iterdir() if (child / TREE).is_file()]:
+                raise ConfigError(f"{path}: holds checkpoints; name one, such as {max(inside)}")
+            tree = _restore(path)
+        else:
+            tree = unpack(path.read_bytes())
+        params = tree.pop("params", tree)
+        return ReferenceFile(flat(params), None, {} if params is tree else tree)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: not readable as a checkpoint or .npz: {reason}") from None
 
 
-def write_reference(path: Path, params: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> None:
-    """Write a `.npz`, or for any other name an Orbax folder; it is there whole or not at all.
+def write_reference(
+    path: Path, params: Mapping[str, NDArray[Any]], settings: Mapping[str, Any], rest: Mapping[str, Any] | None = None
+) -> None:
+    """Write a `.npz` with the settings, or for any other name a folder with `rest`; it is there whole or not at all.
 
-    Raises ConfigError where something is there already, or Orbax is missing.
+    Raises ConfigError where something is there already.
     """
     if path.exists():
         raise ConfigError(f"{path}: is there already; name another")
@@ -63,74 +83,61 @@ def write_reference(path: Path, params: Mapping[str, NDArray[Any]], settings: Ma
             text = np.frombuffer(json.dumps(settings).encode(), np.uint8)
             np.savez(written, **params, **{CONFIG: text})  # type: ignore[arg-type]
         else:
-            _orbax().PyTreeCheckpointer().save(written.resolve(), {"params": _nested(params)})
+            written.mkdir()
+            tree = {**(rest or {}), "params": nested(params)}
+            (written / TREE).write_bytes(pack({key: tree[key] for key in sorted(tree)}))
         os.replace(written, path)
     finally:
         shutil.rmtree(place)
 
 
-def write_unused(run: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Keep, in a run of ours, arrays that no model of ours has, so that what comes in goes out again."""
-    np.savez(run / KEPT, **arrays)  # type: ignore[arg-type]
+def write_kept(run: Path, unused: Mapping[str, NDArray[Any]], rest: Mapping[str, Any]) -> None:
+    """Keep, in a run of ours, what no model of ours has, so that what comes in goes out again.
+
+    unused: parameters that are read by nothing; rest: the other parts of a train state.
+    """
+    if unused or rest:
+        (run / KEPT).write_bytes(pack({"unused": nested(unused), "rest": dict(rest)}))
 
 
-def read_unused(run: Path) -> Arrays:
-    """What `write_unused` kept there."""
+def read_kept(run: Path) -> tuple[Arrays, Tree]:
+    """(unused, rest) that `write_kept` kept there."""
     if not (run / KEPT).is_file():
-        return {}
-    with np.load(run / KEPT, allow_pickle=False) as file:
-        return dict(file)
+        return {}, {}
+    kept = unpack((run / KEPT).read_bytes())
+    return flat(kept["unused"]), kept["rest"]
 
 
-def _restore(path: Path) -> Mapping[str, Any]:
-    """The tree of an Orbax checkpoint, as numpy arrays."""
-    orbax = _orbax()
-    try:
-        checkpointer = orbax.PyTreeCheckpointer()
-        structure = checkpointer.metadata(path.resolve()).item_metadata.tree
-        wanted = _map(structure, lambda _: orbax.RestoreArgs(restore_type=np.ndarray))
-        tree: Mapping[str, Any] = checkpointer.restore(path.resolve(), restore_args=wanted)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: not readable as a checkpoint of Orbax: {reason}") from None
-    return tree
-
-
-def _orbax() -> Any:
-    try:
-        import orbax.checkpoint
-    except ImportError:
-        raise ConfigError("Orbax checkpoints need more packages: pip install 'transformer-vq[orbax]'") from None
-    return orbax.checkpoint
-
-
-def _map(tree: Any, change: Any) -> Any:
-    return {key: _map(value, change) for key, value in tree.items()} if isinstance(tree, Mapping) else change(tree)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Arrays:
-    flat: Arrays = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, np.ndarray):
-            narrow = value.dtype.name == "bfloat16"  # which numpy itself and torch.from_numpy do not know
-            flat[f"{prefix}{key}"] = value.astype(np.float32) if narrow else value
-    return flat
-
-
-def _nested(params: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in params.items():
-        *above, last = name.split("/")
-        at = tree
-        for key in above:
-            at = at.setdefault(key, {})
-        at[last] = array
-    return tree
-
-
-def _below_params(arrays: Arrays) -> Arrays:
-    """The parameters alone, where they stand below `params/`."""
+def _read_npz(path: Path) -> ReferenceFile:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    raw = arrays.pop(CONFIG, None)
+    settings = None
+    if raw is not None:
+        try:
+            settings = json.loads(raw.tobytes())
+        except ValueError:
+            settings = None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{CONFIG} is not the text of a JSON object")
     below = {name.removeprefix(PARAMS): array for name, array in arrays.items() if name.startswith(PARAMS)}
-    return below or arrays
+    return ReferenceFile(below or arrays, settings, {})
+
+
+def _restore(path: Path) -> Tree:
+    """The parameters of a folder of another layout, read by Orbax as numpy arrays.  Raises ConfigError, ValueError."""
+    if not (path / ABOUT).is_file():
+        raise ConfigError(f"{path}: is no checkpoint; it holds neither a file {TREE} nor Orbax's {ABOUT}")
+    try:
+        import jax
+        import orbax.checkpoint as orbax
+    except ImportError:
+        raise ConfigError(f"{path}: needs Orbax to be read: pip install 'transformer-vq[orbax]'") from None
+    checkpointer, path = orbax.PyTreeCheckpointer(), path.resolve()
+    try:
+        structure = checkpointer.metadata(path).item_metadata.tree
+        wanted = jax.tree.map(lambda _: orbax.RestoreArgs(restore_type=np.ndarray), structure)
+        tree = checkpointer.restore(path, restore_args=wanted)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+    return {"params": tree["params"]} if "params" in tree else dict(tree)

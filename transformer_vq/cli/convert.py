@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 Source = Annotated[
     str,
-    typer.Argument(metavar="SOURCE", help="An Orbax folder or .npz of the paper's code, or RUN[@best|@last|@STEP]."),
+    typer.Argument(metavar="SOURCE", help="A checkpoint_N or .npz of the paper's code, or RUN[@best|@last|@STEP]."),
 ]
 Target = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="A new run folder; or, from a run, a new .npz or Orbax folder.")
+    Path, typer.Argument(metavar="TARGET", help="A new run folder; or, from a run, a new .npz or checkpoint_N.")
 ]
 Settings = Annotated[
     str | None, typer.Option("--config", help="The model's settings, where SOURCE does not hold them: lm/enwik8")
@@ -30,7 +30,11 @@ Settings = Annotated[
 def convert(
     source: Source, target: Target, overrides: Overrides = None, config: Settings = None, json: Json = False
 ) -> None:
-    """Turn a checkpoint of the paper's own implementation into a run, or a run into one. Arrays stay bit for bit."""
+    """Turn a checkpoint of the paper's own implementation into a run, or a run into one. Arrays stay bit for bit.
+
+    A run made from a checkpoint keeps its optimizer's state and gives it back. Other runs go out as parameters alone,
+    which the paper's code reads with `restore_checkpoint(FOLDER, target=None)["params"]`.
+    """
     from transformer_vq.config import ConfigError
 
     if target.exists():
@@ -53,14 +57,15 @@ def export(run: str, target: Path) -> int:
 
     from transformer_vq.config import ConfigError
     from transformer_vq.convert import reference_settings, to_reference
-    from transformer_vq.reference_files import read_unused, write_reference
+    from transformer_vq.reference_files import read_kept, write_reference
 
     try:
         params, settings = to_reference(loaded.model), reference_settings(loaded.model.config)
     except ValueError as error:
         raise ConfigError(f"{run}: {error}") from None
-    params |= read_unused(folder_of(run))
-    write_reference(target, params, settings)
+    unused, rest = read_kept(folder_of(run))
+    params |= unused
+    write_reference(target, params, settings, rest if loaded.step == 0 else None)  # it belongs to these parameters
     return len(params)
 
 
@@ -93,7 +98,7 @@ def take_in(source: str, target: Path, config: str | None, overrides: list[str])
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
     unused = {} if settings.model.tied_embedding else {UNUSED: file.params[UNUSED]}
-    write_run(model, settings, target, unused)
+    write_run(model, settings, target, unused, file.rest)
     return len(file.params)
 
 

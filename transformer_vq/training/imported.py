@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 from transformer_vq.config import RunConfig, save_config
 from transformer_vq.data.tokenizers import make_tokenizer
 from transformer_vq.models import TransformerVQ
-from transformer_vq.reference_files import write_unused
+from transformer_vq.reference_files import write_kept
 from transformer_vq.training.checkpoints import Checkpoints, save_tensors
 from transformer_vq.training.language import resolved, with_vocabulary
 
 
 def write_run(
-    model: TransformerVQ, config: RunConfig, target: Path, unused: Mapping[str, NDArray[Any]] | None = None
+    model: TransformerVQ,
+    config: RunConfig,
+    target: Path,
+    unused: Mapping[str, NDArray[Any]],
+    rest: Mapping[str, Any],
 ) -> Path:
     """Write `target`, which `eval`, `generate`, `doctor` and `train.init_from` take; whole or not at all.
 
-    unused: arrays that the model has no place for, kept so that they can be given back.
+    unused, rest: what the model has no place for, kept so that it can be given back; see `write_kept`.
     Returns the folder.  Raises ConfigError when `data.tokenizer` is no tokenizer or has more tokens than the model.
     """
     tokenizer = make_tokenizer(config.data.tokenizer, [])
@@ -39,8 +43,7 @@ def write_run(
         checkpoints = Checkpoints(run / "checkpoints")
         save_tensors(model.state_dict(), checkpoints.begin(0) / "model.safetensors")
         checkpoints.commit(0)
-        if unused:
-            write_unused(run, unused)
+        write_kept(run, unused, rest)
         os.replace(run, target)
     finally:
         shutil.rmtree(place)

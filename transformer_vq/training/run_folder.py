@@ -24,9 +24,10 @@ import yaml
 
 from transformer_vq.config import ConfigError, save_config
 from transformer_vq.config.load import difference
+from transformer_vq.reference_files import KEPT
 from transformer_vq.training.checkpoints import Checkpoints, flush, write_text
 
-OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", "config.yaml")
+OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", KEPT, "config.yaml")
 
 
 class RunFolder:
