@@ -11,8 +11,8 @@ from transformer_vq.data.corpora import open_source
 from transformer_vq.data.documents import SPLITS
 
 
-def opened(source, characters=False):
-    return open_source(DataConfig(source=str(source)), characters)
+def opened(source, border="byte"):
+    return open_source(DataConfig(source=str(source)), border)
 
 
 def texts(source):
@@ -87,8 +87,8 @@ def test_a_compressed_file_is_split_like_the_plain_one(tmp_path):
 
 def test_borders_respect_characters_only_when_text_is_read(tmp_path):
     (tmp_path / "euro.txt").write_text("€" * 1001, encoding="utf-8")
-    assert len(texts(opened(tmp_path / "euro.txt", characters=False))["train"]) == 3003 * 90 // 100
-    for text in texts(opened(tmp_path / "euro.txt", characters=True)).values():
+    assert len(texts(opened(tmp_path / "euro.txt", "byte"))["train"]) == 3003 * 90 // 100
+    for text in texts(opened(tmp_path / "euro.txt", "character")).values():
         assert set(text.decode()) == {"€"}
 
 

@@ -112,29 +112,44 @@ def test_take_cuts_a_stream_as_bytes(texts, a, b):
     pieces = [piece for t in texts for piece in cut(t.encode(), "here")]
     start, stop = min(a, b), max(a, b)
     whole = joined(pieces)
-    assert joined(take(pieces, start, stop, characters=False)) == whole[start:stop]
-    joined(take(pieces, start, stop, characters=True)).decode()
-    taken = list(take(pieces, start, None, characters=False))
+    assert joined(take(pieces, start, stop, "byte")) == whole[start:stop]
+    joined(take(pieces, start, stop, "character")).decode()
+    taken = list(take(pieces, start, None, "byte"))
     assert joined(taken) == whole[start:]
     assert not taken or taken[0].begins
 
 
 @property_test
-@given(st.lists(text, min_size=1, max_size=5), st.booleans())
-def test_carved_splits_are_the_whole_in_order(texts, characters):
+@given(st.lists(text, min_size=1, max_size=5), st.sampled_from(["byte", "character"]))
+def test_carved_splits_are_the_whole_in_order(texts, border):
     pieces = [piece for t in texts for piece in cut(t.encode(), "here")]
-    splits = carve(lambda: iter(pieces), SPLITS, characters)
+    splits = carve(lambda: iter(pieces), SPLITS, border)
     parts = [joined(splits[name]()) for name in SPLITS]
     assert b"".join(parts) == joined(pieces)
     n = len(joined(pieces))
-    slack = 3 if characters else 0
+    slack = 3 if border == "character" else 0
     assert 0 <= len(parts[0]) - n * 90 // 100 <= slack
     assert 0 <= len(parts[0] + parts[1]) - n * 95 // 100 <= slack
-    if characters:
+    if border == "character":
         assert all(part.decode() is not None for part in parts)
+
+
+@property_test
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 100), st.integers(0, 100))
+def test_whole_documents_belong_to_where_they_begin(lengths, a, b):
+    """A document is one piece or several."""
+    pieces = [Piece(bytes([i]), j == 0, "here", j) for i, n in enumerate(lengths) for j in range(n)]
+    start, stop = min(a, b), max(a, b)
+    begins = [sum(lengths[:i]) for i in range(len(lengths))]
+    want = b"".join(bytes([i]) * n for i, n in enumerate(lengths) if start <= begins[i] < stop)
+    assert joined(take(pieces, start, stop, "document")) == want
+    splits = carve(lambda: iter(pieces), SPLITS, "document")
+    parts = [list(splits[name]()) for name in SPLITS]
+    assert [piece for part in parts for piece in part] == pieces
+    assert all(part[0].begins for part in parts if part)
 
 
 def test_of_a_hundred_million_bytes_ninety_five_and_five():
     piece = Piece(bytes(1_000_000), False, "enwik8", 0)
-    splits = carve(lambda: iter([piece] * 100), SPLITS, characters=False)
+    splits = carve(lambda: iter([piece] * 100), SPLITS, "byte")
     assert [sum(len(p.text) for p in splits[name]()) for name in SPLITS] == [90_000_000, 5_000_000, 5_000_000]

@@ -1,6 +1,7 @@
 import json
 from itertools import pairwise
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,6 +65,35 @@ def test_one_row_is_carved_too(tmp_path):
     """A dataset that holds enwik8 in a single row has the same three parts as the file."""
     write_parquet(tmp_path / "one.parquet", [TEXT.decode()])
     text = decoded(prepared(tmp_path / "one.parquet", tmp_path))
+    assert text["train"] == TEXT[: len(TEXT) * 90 // 100]
+    assert text["train"] + text["valid"] + text["test"] == TEXT
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "asked"),
+    [
+        ("LTCB/enwik8/enwik8-raw@refs/convert/parquet", "LTCB/enwik8", {"data_dir": "enwik8-raw"}),
+        ("a/b/part@v1", "a/b", {"name": "part"}),
+        ("a/b@v1", "a/b", {"name": None}),
+        ("a/b", "a/b", {"name": None}),
+    ],
+)
+def test_a_revision_of_the_hub(tmp_path, monkeypatch, source, name, asked):
+    """The branch that the hub converts: a folder a configuration, a folder a split in it."""
+    folder = tmp_path / "branch" / "enwik8-raw" / "train"
+    folder.mkdir(parents=True)
+    write_parquet(folder / "0000.parquet", [TEXT.decode()])
+    (tmp_path / "branch" / "enwik8" / "train").mkdir(parents=True)
+    write_parquet(tmp_path / "branch" / "enwik8" / "train" / "0000.parquet", ROWS)
+    load, calls = datasets.load_dataset_builder, []
+
+    def builder(path, revision, **more):
+        calls.append((path, {"revision": revision, **more}))
+        return load(str(tmp_path / "branch"), data_dir="enwik8-raw")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    text = decoded(prepared(source, tmp_path))
+    assert calls == [(name, {"revision": source.partition("@")[2] or None, **asked})]
     assert text["train"] == TEXT[: len(TEXT) * 90 // 100]
     assert text["train"] + text["valid"] + text["test"] == TEXT
 
@@ -138,7 +168,8 @@ def test_damaged_rows_are_one_line(tmp_path, streaming):
     ("source", "message"),
     [
         ("no/where.parquet/x/y", "Couldn't|no such dataset"),
-        ("someone/corpus", r"Couldn't reach .* for local files write hf:/path/to/folder"),
+        ("someone/corpus", r"tried https://huggingface.co/datasets/someone/corpus: Couldn't reach .*=hf:FOLDER"),
+        ("a/b/c@refs/convert/parquet", r"tried https://huggingface.co/datasets/a/b/c: Couldn't reach .*=hf:FOLDER"),
         ("/none/rows.parquet", "no such file or folder"),
         ("{tmp}/notes.txt", "a text file needs no hf:"),
         ("{tmp}/empty", "no dataset there"),

@@ -1,9 +1,10 @@
-"""Pictures as bytes, from a folder and from parquet, each a document."""
+"""Pictures as bytes, from a folder, from parquet and from arrays, each a document."""
 
 from __future__ import annotations
 
 import io
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from transformer_vq.data import prepare
 from transformer_vq.data.pixels import pixel_bytes
 
 PIXELS = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+MANY = np.random.default_rng(1).integers(256, size=(50, 4, 4, 3), dtype=np.uint8)
 
 
 def corpus(source, tmp_path, **keys):
@@ -55,6 +57,73 @@ def test_parquet_as_the_hub_holds_it(tmp_path, typed):
     assert pictures(found.splits["train"]) == [x.tobytes() for x in PIXELS[:16]]
     smaller = corpus(tmp_path / "p", tmp_path, image_size=2)
     assert smaller.folder != found.folder and len(smaller.splits["train"]) == 16 * 12
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_arrays_in_parquet(tmp_path, streaming):
+    """As the hub holds the official downsampled ImageNet; what is missing is carved without cutting a picture."""
+    (tmp_path / "p").mkdir()
+    features = datasets.Features({"image": datasets.Array3D((4, 4, 3), "uint8"), "label": datasets.Value("int32")})
+    for name, rows in {"train": MANY[:48], "validation": MANY[48:]}.items():
+        part = datasets.Dataset.from_dict({"image": rows, "label": [0] * len(rows)}, features=features)
+        part.to_parquet(tmp_path / "p" / f"{name}-00000-of-00001.parquet")
+    found = corpus(tmp_path / "p", tmp_path, image_size=4, streaming=streaming)
+    assert pictures(found.splits["valid"]) == [x.tobytes() for x in MANY[48:]]
+    whole = pictures(found.splits["train"]) + pictures(found.splits["test"])
+    assert whole == [x.tobytes() for x in MANY[:48]]
+    fewer = corpus(tmp_path / "p", tmp_path, image_size=4, streaming=streaming, max_bytes=40 * 48 - 1)
+    assert pictures(fewer.splits["train"]) + pictures(fewer.splits["test"]) == whole[:40]
+
+
+def test_arrays_in_a_file(tmp_path):
+    np.savez(tmp_path / "p.npz", train=MANY[:48], test=MANY[48:], about=np.zeros(3))
+    found = prepare(DataConfig(source=str(tmp_path / "p.npz"), cache=str(tmp_path / "cache")))
+    assert pictures(found.splits["train"]) + pictures(found.splits["valid"]) == [x.tobytes() for x in MANY[:48]]
+    assert pictures(found.splits["test"]) == [x.tobytes() for x in MANY[48:]]
+    smaller = prepare(DataConfig(source=str(tmp_path / "p.npz"), cache=str(tmp_path / "cache"), image_size=2))
+    assert pictures(smaller.splits["test"])[0] == pixel_bytes(Image.fromarray(MANY[48]), 2)
+    np.savez(tmp_path / "p.npz", train=MANY[::-1, :, :, 0])
+    grey = prepare(DataConfig(source=str(tmp_path / "p.npz"), cache=str(tmp_path / "cache")))
+    assert pictures(grey.splits["train"])[0] == np.repeat(MANY[-1, :, :, :1], 3, -1).tobytes()
+
+
+def test_a_folder_of_the_official_arrays(tmp_path):
+    """Several files for train, one for valid, each of rows of all red, all green, all blue."""
+    (tmp_path / "p").mkdir()
+    parts = {"train_data_batch_1": MANY[:20], "train_data_batch_2": MANY[20:48], "val_data": MANY[48:]}
+    for name, rows in parts.items():
+        data = rows.transpose(0, 3, 1, 2).reshape(len(rows), -1)
+        np.savez(tmp_path / "p" / f"{name}.npz", data=data, labels=np.arange(len(rows)), mean=data.mean(0))
+    found = prepare(DataConfig(source=str(tmp_path / "p"), cache=str(tmp_path / "cache"), image_size=4))
+    assert pictures(found.splits["valid"]) == [x.tobytes() for x in MANY[48:]]
+    whole = pictures(found.splits["train"]) + pictures(found.splits["test"])
+    assert whole == [x.tobytes() for x in MANY[:48]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": PIXELS}, "no pictures for train: arrays named train, valid, test"),
+        ({"train": PIXELS / 255}, r"array train of .* is float64 \(20, 4, 4, 3\); pictures are uint8"),
+        ({"train": PIXELS.reshape(20, -1)[:, :47]}, r"is uint8 \(20, 47\)"),
+        ({"train": PIXELS.astype(object)}, "array train of .* is not readable"),
+        (None, "is not readable as .npz"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_one_line(tmp_path, arrays, message):
+    if arrays is None:
+        (tmp_path / "p.npz").write_bytes(b"no archive")
+    else:
+        np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(ConfigError, match=message) as error:
+        prepare(DataConfig(source=str(tmp_path / "p.npz"), cache=str(tmp_path / "cache")))
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_are_not_read_as_text(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "0.png")
+    with pytest.raises(ConfigError, match=r"data\.image_size = 4: .* is read as text; pictures are named hf:"):
+        prepare(DataConfig(source=str(tmp_path), cache=str(tmp_path / "cache"), image_size=4))
 
 
 def test_resizing_takes_the_centre_and_means_of_boxes():

@@ -16,14 +16,14 @@ class DataConfig(Settings):
     source: str = Field(
         "builtin",
         min_length=1,
-        description="builtin | enwik8, fetched | a file or folder | hf:NAME[/CONFIG] (parquet, JSON, pictures, or a "
-        "dataset's name)",
+        description="builtin | enwik8, fetched | a text file or folder | pictures as .npz | "
+        "hf:NAME[/CONFIG][@REVISION] of the hub | hf:FOLDER of parquet, JSON or pictures",
     )
     field: str = Field(
         "text", min_length=1, description="column that holds the text of a dataset row; a row without text is skipped"
     )
     image_size: int | None = Field(
-        None, ge=1, description="the column holds pictures: their bytes at this size, RGB; null: at their own"
+        None, ge=1, description="of pictures: their bytes at this size, RGB, none cut in two; null: at their own"
     )
     streaming: bool = Field(False, description="read a dataset row by row instead of downloading it whole")
     max_bytes: int | None = Field(None, ge=1, description="keep only about this much text of each split")

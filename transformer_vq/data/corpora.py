@@ -1,4 +1,5 @@
-"""What `data.source` can be: the built-in corpus, a text file, a folder, a dataset (see huggingface.py).
+"""What `data.source` can be: the built-in corpus, a text file, a folder, pictures (see arrays.py), a dataset (see
+huggingface.py).
 
 A source is opened without reading its text: it knows its name, a hash of its content and, per split, how to read it.
 Every file is a document.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
-from transformer_vq.data.documents import SPLITS, Piece, Pieces, carve, read_file
+from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve, read_file
 
 
 @dataclass(frozen=True)
@@ -73,31 +74,40 @@ LEFT_OUT_FILES = {
 }
 
 
-def open_source(config: DataConfig, characters: bool) -> Source:
+def open_source(config: DataConfig, border: Border) -> Source:
     """Find what `data.source` names.  Raises ConfigError when it is not there or holds nothing.
 
-    characters: the tokenizer reads text, so borders between splits may not cut a UTF-8 character in two.
+    border: where splits that are carved off others may be cut.
     """
     if config.source == "builtin":
         return builtin()
     if config.source == "enwik8" and not Path("enwik8").exists():
         from transformer_vq.data.enwik8 import fetch
 
-        return open_file(fetch(cache_of(config) / "enwik8"), characters)
+        return open_file(fetch(cache_of(config) / "enwik8"), border)
     if config.source.startswith("hf:"):
         from transformer_vq.data.huggingface import open_dataset
 
-        return open_dataset(config, characters)
+        return open_dataset(config, border)
+    from transformer_vq.data.arrays import holds_arrays, open_arrays
+
     path = Path(config.source).expanduser()
+    if holds_arrays(path):
+        return open_arrays(path, config)
+    if config.image_size is not None and path.exists():
+        raise ConfigError(
+            f"data.image_size = {config.image_size}: {path} is read as text; pictures are named hf:{path} (picture "
+            "files, parquet), or are .npz files"
+        )
     if path.is_dir():
-        return open_folder(path, characters)
+        return open_folder(path, border)
     if path.is_file():
-        return open_file(path, characters)
+        return open_file(path, border)
     near = difflib.get_close_matches(config.source, ["builtin", "enwik8"], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(
         f"data.source = {config.source}: no such file or folder "
-        f"(builtin | enwik8 | a file | a folder | hf:NAME[/CONFIG]){hint}"
+        f"(builtin | enwik8 | a file | a folder | .npz | hf:NAME[/CONFIG][@REVISION]){hint}"
     )
 
 
@@ -119,26 +129,26 @@ def builtin() -> Source:
     return Source(name, hash_files(root, files), read_all(split_by_hash(root, files)))
 
 
-def open_file(path: Path, characters: bool) -> Source:
+def open_file(path: Path, border: Border) -> Source:
     """One file, 90/5/5 by position: of the official enwik8, the usual 90, 5 and 5 million bytes."""
     refuse_not_text([path])
     if path.stat().st_size == 0:
         raise ConfigError(f"data.source = {path}: the file is empty")
-    splits = carve(lambda: read_file(path), SPLITS, characters)
+    splits = carve(lambda: read_file(path), SPLITS, border)
     return Source(str(path), hash_files(path.parent, [path]), splits, ("split 90/5/5 by position",))
 
 
-def open_folder(root: Path, characters: bool) -> Source:
+def open_folder(root: Path, border: Border) -> Source:
     """A folder, hidden files aside: split by the files' names if these say train and valid or test, else by a hash."""
     files = [path for path in walk(root, frozenset({"__pycache__"})) if not path.name.startswith(".")]
     for path in files:
         if path.name in ("enwik8", "enwik8.xz", "enwik8.gz"):
-            return open_file(path, characters)
+            return open_file(path, border)
     files = [path for path in files if path.stat().st_size]
     if not files:
         raise ConfigError(f"data.source = {root}: the folder holds no text")
     if len(files) == 1:
-        return open_file(files[0], characters)
+        return open_file(files[0], border)
 
     named: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in files:
@@ -147,24 +157,24 @@ def open_folder(root: Path, characters: bool) -> Source:
     if named["train"] and (named["valid"] or named["test"]):
         used = [path for split in SPLITS for path in named[split]]
         refuse_not_text(used)
-        splits, notes = complete(read_all({split: paths for split, paths in named.items() if paths}), characters)
+        splits, notes = complete(read_all({split: paths for split, paths in named.items() if paths}), border)
         if len(used) < len(files):
             notes += (f"{len(files) - len(used)} of {len(files)} files left out: their names say no split",)
         return Source(str(root), hash_files(root, used), splits, ("split by the files' names", *notes))
     refuse_not_text(files)
     if len(files) == 2:
-        splits = carve(lambda: read_in_turn(files), SPLITS, characters)
+        splits = carve(lambda: read_in_turn(files), SPLITS, border)
         return Source(str(root), hash_files(root, files), splits, ("two files, split 90/5/5 by position",))
     splits = read_all(split_by_hash(root, files))
     return Source(str(root), hash_files(root, files), splits, ("files ordered by a hash of their paths, split 90/5/5",))
 
 
-def complete(splits: dict[str, Pieces], characters: bool) -> tuple[dict[str, Pieces], tuple[str, ...]]:
+def complete(splits: dict[str, Pieces], border: Border) -> tuple[dict[str, Pieces], tuple[str, ...]]:
     """Carve the splits that are missing off the end of train; say so."""
     missing = tuple(split for split in SPLITS if split not in splits)
     if not missing:
         return splits, ()
-    splits = {**splits, **carve(splits["train"], ("train", *missing), characters)}
+    splits = {**splits, **carve(splits["train"], ("train", *missing), border)}
     note = f"{' and '.join(missing)} carved off the end of train, 5 % each"
     return {split: splits[split] for split in SPLITS}, (note,)
 

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
-from transformer_vq.config import ConfigError
+from transformer_vq.config import ConfigError, DataConfig
 
 PIECE = 1 << 18
 """Bytes of a piece, at most; short enough that a tokenizer's threads share the work."""
@@ -36,6 +36,9 @@ class Piece(NamedTuple):
 
 Pieces = Callable[[], Iterator[Piece]]
 """A split: each call reads it from the start."""
+
+Border = Literal["byte", "character", "document"]
+"""Where a stream may be cut: anywhere, between UTF-8 characters, or between documents."""
 
 
 def open_plain(path: Path) -> IO[bytes]:
@@ -100,16 +103,26 @@ def split_at_separator(pieces: Iterable[Piece], separator: bytes) -> Iterator[Pi
         tail = text[max(at, len(text) - len(separator) + 1) :]
 
 
-def take(pieces: Iterable[Piece], start: int, stop: int | None, characters: bool) -> Iterator[Piece]:
+def border_of(config: DataConfig, reads_text: bool) -> Border:
+    """Pictures are kept whole, and characters where the tokenizer reads text."""
+    if config.image_size is not None or config.source.endswith(".npz"):
+        return "document"
+    return "character" if reads_text else "byte"
+
+
+def take(pieces: Iterable[Piece], start: int, stop: int | None, border: Border) -> Iterator[Piece]:
     """Bytes [start, stop) of a stream; a document cut by `start` goes on as a document of its own.
 
-    characters: move both borders forward to the start of a UTF-8 character.
+    border: both are moved forward to the start of a character, or of a document, which is then never cut.
     """
-    border = character_start if characters else lambda _, at: at
+    if border == "document":
+        yield from take_documents(pieces, start, stop)
+        return
+    place = character_start if border == "character" else lambda _, at: at
     at, first = 0, True
     for text, begins, where, offset in pieces:
-        low = border(text, start - at) if at < start < at + len(text) else 0
-        high = border(text, stop - at) if stop is not None and stop < at + len(text) else len(text)
+        low = place(text, start - at) if at < start < at + len(text) else 0
+        high = place(text, stop - at) if stop is not None and stop < at + len(text) else len(text)
         if at + len(text) > start and low < high:
             yield Piece(text[low:high], (begins and low == 0) or first, where, offset + low)
             first = False
@@ -118,7 +131,20 @@ def take(pieces: Iterable[Piece], start: int, stop: int | None, characters: bool
             return
 
 
-def carve(pieces: Pieces, names: tuple[str, ...], characters: bool) -> dict[str, Pieces]:
+def take_documents(pieces: Iterable[Piece], start: int, stop: int | None) -> Iterator[Piece]:
+    """The documents that begin in bytes [start, stop) of a stream."""
+    at, inside = 0, False
+    for piece in pieces:
+        if piece.begins:
+            if stop is not None and at >= stop:
+                return
+            inside = at >= start
+        if inside:
+            yield piece
+        at += len(piece.text)
+
+
+def carve(pieces: Pieces, names: tuple[str, ...], border: Border) -> dict[str, Pieces]:
     """Cut one stream by position: 5 % at the end for each of `names` but the first, which keeps the rest.
 
     The stream is measured when the first of them is read, not before.
@@ -131,6 +157,6 @@ def carve(pieces: Pieces, names: tuple[str, ...], characters: bool) -> dict[str,
     def part(i: int) -> Iterator[Piece]:
         share = [100 - 5 * (len(names) - 1 - j) for j in range(len(names))]
         start = 0 if i == 0 else total() * share[i - 1] // 100
-        return take(pieces(), start, total() * share[i] // 100, characters)
+        return take(pieces(), start, total() * share[i] // 100, border)
 
     return {name: (lambda i=i: part(i)) for i, name in enumerate(names)}  # type: ignore[misc]

@@ -1,7 +1,9 @@
-"""Datasets, read through `datasets`: a name on the Hugging Face hub, or local parquet, JSON (lines), Arrow or CSV.
+"""Datasets, read through `datasets`: a name on the Hugging Face hub, or local parquet, JSON (lines), Arrow, CSV or
+pictures.
 
-A row is a document; its text is in the column `data.field`; rows without text (null or empty) have no tokens. Nothing
-is downloaded before the text is read, so a corpus that is tokenized already needs no data.
+A row is a document; its text, or its picture (see pixels.py), is in the column `data.field`; rows without text (null
+or empty) have no tokens. Nothing is downloaded before the text is read, so a corpus that is tokenized already needs no
+data.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.config.explain import one_line
 from transformer_vq.data.corpora import Source, complete, hash_files
-from transformer_vq.data.documents import Piece, Pieces, cut, take
+from transformer_vq.data.documents import Border, Piece, Pieces, cut, take
 from transformer_vq.data.pixels import picture_of, pixel_bytes
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ if TYPE_CHECKING:
 
 SPLIT_OF = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
 READER_OF = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow", ".csv": "csv"}
+CONVERTED = "refs/convert/parquet"
 ROWS = 1000
 """Rows that are read at once."""
 
 
-def open_dataset(config: DataConfig, characters: bool) -> Source:
-    """Find the dataset behind `hf:NAME[/CONFIG]` or `hf:PATH`.  Raises ConfigError when it cannot be reached."""
+def open_dataset(config: DataConfig, border: Border) -> Source:
+    """Find the dataset behind `hf:NAME[/CONFIG][@REVISION]` or `hf:PATH`.  Raises ConfigError for one out of reach."""
     name = config.source.removeprefix("hf:")
     path = Path(name).expanduser()
     local = path.exists() or name.startswith(("/", ".", "~"))
@@ -40,26 +43,26 @@ def open_dataset(config: DataConfig, characters: bool) -> Source:
     }
     if "train" not in splits:
         raise ConfigError(f"data.source = {config.source}: no split train; the dataset has {', '.join(found)}")
-    column = [config.field] if config.image_size is None else [config.field, config.image_size]
+    column = [config.field] if border != "document" else [config.field, config.image_size, "whole pictures"]
     if local:
         root = path.resolve() if path.is_dir() else path.resolve().parent
         content = {split: hash_files(root, [Path(file) for file in files]) for split, files in found.items()}
         identity = json.dumps([content, *column])
     else:
         identity = json.dumps([found, builder.config.name, *column])  # addresses hold the revision
-    whole, notes = with_all_splits(splits, config.max_bytes, characters)
+    whole, notes = with_all_splits(splits, config.max_bytes, border)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     return Source(f"dataset {name}, column {config.field}", fingerprint, whole, notes)
 
 
 def with_all_splits(
-    splits: dict[str, Pieces], max_bytes: int | None, characters: bool
+    splits: dict[str, Pieces], max_bytes: int | None, border: Border
 ) -> tuple[dict[str, Pieces], tuple[str, ...]]:
     """Carve missing splits off train: off its first `max_bytes`, if set, so that a stream is not read whole."""
     train = splits["train"]
     if max_bytes is not None and len(splits) < 3:
-        splits = {**splits, "train": lambda: take(train(), 0, max_bytes, characters)}
-    whole, notes = complete(splits, characters)
+        splits = {**splits, "train": lambda: take(train(), 0, max_bytes, border)}
+    whole, notes = complete(splits, border)
     return whole, tuple(f"{note} (of its first {max_bytes:,} bytes)" if max_bytes else note for note in notes)
 
 
@@ -82,15 +85,22 @@ def local_builder(path: Path) -> DatasetBuilder:
 
 
 def hub_builder(name: str) -> DatasetBuilder:
-    """The dataset `name` of the hub; else, when the last part is no part of a name, that part as its configuration."""
+    """The dataset NAME of the hub; else, when the last part is no part of a name, that part as its configuration.
+
+    With @REVISION, that branch, tag or commit. In the branch of parquet that the hub makes of a dataset with a loading
+    script, refs/convert/parquet, a configuration is a folder.
+    """
+    from datasets import config as library
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    base, _, last = name.rpartition("/")
-    tries = [(base, last)] if name.count("/") == 2 else [(name, None), (base, last)] if base else [(name, None)]
-    for path, config in tries:
+    named, _, revision = name.partition("@")
+    base, _, last = named.rpartition("/")
+    tries = [(base, last)] if named.count("/") == 2 else [(named, None), (base, last)] if base else [(named, None)]
+    key = "data_dir" if revision == CONVERTED else "name"
+    for path, part in tries:
         try:
-            return load_dataset_builder(path, config)
+            return load_dataset_builder(path, revision=revision or None, **{key: part})
         except DatasetNotFoundError:
             continue
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -99,8 +109,8 @@ def hub_builder(name: str) -> DatasetBuilder:
     else:
         why = "no such dataset, nor a local file or folder"
     raise ConfigError(
-        f"data.source = hf:{name}: {why}; for local files write hf:/path/to/folder (parquet, JSON) "
-        "or the path of a text file or folder"
+        f"data.source = hf:{name}: tried {library.HF_ENDPOINT}/datasets/{named}: {why}; with the data at hand: "
+        "data.source=hf:FOLDER (parquet, JSON, pictures), or the path of a text file, of a folder of them, or of .npz"
     )
 
 
@@ -115,16 +125,19 @@ def read_rows(builder: DatasetBuilder, split: str, config: DataConfig) -> Iterat
 
 def columns(builder: DatasetBuilder, split: str, field: str, streaming: bool) -> Iterator[list[Any]]:
     """Values of one column, ROWS at a time; what goes wrong in reading becomes a ConfigError."""
+    from datasets import Array2D, Array3D
     from datasets.exceptions import DatasetsError
 
     try:
         if not streaming:
             builder.download_and_prepare()
         rows = builder.as_streaming_dataset(split) if streaming else builder.as_dataset(split)
+        pixels = isinstance((rows.features or {}).get(field), Array2D | Array3D)
+        rows = rows.with_format("arrow") if pixels else rows  # as lists of numbers, 64 x 64 take 4 ms
         names = rows.column_names or list(next(iter(rows), {field: None}))  # JSON lines are typed as they are read
         if field in names:
             for batch in rows.select_columns([field]).iter(ROWS):
-                yield batch[field]
+                yield from (chunk.to_numpy() for chunk in batch[field].chunks) if pixels else [batch[field]]
             return
     except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
         cause = error.__cause__ or error  # "An error occurred while generating the dataset" helps nobody

@@ -8,19 +8,27 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 def picture_of(value: Any) -> Image | None:
-    """The picture in a dataset's row: decoded, or as parquet holds it where nothing says that it is one; else None.
+    """The picture in a dataset's row; else None.
 
-    Raises OSError for bytes that are no picture.
+    It may be decoded, an array of pixels (H, W, 3) or (H, W) uint8, or as parquet holds it where nothing says that it
+    is one.  Raises OSError for bytes that are no picture.
     """
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         from PIL import Image
 
         return Image.open(io.BytesIO(value["bytes"]))
+    if isinstance(value, np.ndarray):
+        from PIL import Image
+
+        pixels = value.dtype == np.uint8 and value.size > 0 and (value.ndim == 2 or value.shape[2:] == (3,))
+        return Image.fromarray(np.ascontiguousarray(value)) if pixels else None
     return value if hasattr(value, "tobytes") and hasattr(value, "convert") else None
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import Source, open_source
-from transformer_vq.data.documents import SPLITS, Piece, split_at_separator, take
+from transformer_vq.data.documents import SPLITS, Piece, border_of, split_at_separator, take
 from transformer_vq.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
@@ -99,7 +99,7 @@ class Corpus:
 def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     """Tokenize a corpus, or find it tokenized.  Raises ConfigError, one line, and leaves nothing half-written."""
     identity = tokenizer_identity(config.tokenizer)
-    source = open_source(config, characters=not reads_bytes(identity))
+    source = open_source(config, border_of(config, reads_text=not reads_bytes(identity)))
     limits = [config.max_bytes, config.max_eval_bytes]
     made_from = [FORMAT, source.fingerprint, identity, config.document_separator, *limits]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
@@ -210,8 +210,9 @@ def read_split(source: Source, name: str, config: DataConfig) -> Iterator[Piece]
     """The pieces of a split, at most `max_bytes` (`max_eval_bytes`) of them, documents split at the separator."""
     pieces = source.splits[name]()
     limits = [config.max_bytes, None if name == "train" else config.max_eval_bytes]
+    border = border_of(config, reads_text=not reads_bytes(config.tokenizer))
     for limit in filter(None, limits):
-        pieces = take(pieces, 0, limit, characters=not reads_bytes(config.tokenizer))
+        pieces = take(pieces, 0, limit, border)
     if config.document_separator is not None:
         pieces = split_at_separator(pieces, config.document_separator.encode())
     return pieces
