@@ -192,11 +192,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
     np.save(tmp_path / "one.npy", np.ones(3))
     assert "not readable" in error_of(capsys, tmp_path / "one.npy", out)
     assert "neither a file checkpoint nor Orbax's _METADATA" in error_of(capsys, tmp_path, out)
-    assert f"name one, such as {FLAX / 'checkpoint_3'}" in error_of(capsys, FLAX, out)
+    several = f"error: {FLAX}: holds checkpoints; name one, such as {FLAX / 'checkpoint_3'}\n"
+    assert error_of(capsys, FLAX, out) == several
     for text in (b"{", b"[1]", b"\xff"):
         np.savez(tmp_path / "config.npz", **params, config_json=np.frombuffer(text, np.uint8))
         assert "config_json is not the text of a JSON object" in error_of(capsys, tmp_path / "config.npz", out)
-    for dtype in (np.float16, np.int64, "V2"):
+    for dtype in (np.float64, np.float16, np.int64, "V2"):
         np.savez(tmp_path / "mixed.npz", **params | {"token_embedder/embs": np.zeros((259, 16), dtype)})
         message = error_of(capsys, tmp_path / "mixed.npz", out, "--config", settings_file)
         assert "all must be float32, or all float64" in message
