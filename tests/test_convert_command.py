@@ -15,6 +15,9 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.cli import run
@@ -74,6 +77,20 @@ def test_there_and_back_is_bitwise(tmp_path, capsys, kind, changes, dtype):
     again = read_reference(tmp_path / f"again{kind}")
     assert same(again.params, params) and (again.settings == settings if kind else again.settings is None)
     assert not list(tmp_path.glob(".writing*"))
+
+
+@pytest.mark.parametrize("file", sorted(FLAX.parent.glob("*.npz")), ids=lambda file: file.stem)
+def test_a_golden_file_keeps_its_log_probabilities_as_a_run(tmp_path, file):
+    golden = dict(np.load(file))
+    words = {str(i): i for i in range(len(golden["params/token_embedder/embs"]))}
+    Tokenizer(WordLevel(words, unk_token="0")).save(str(tmp_path / "words.json"))
+    assert run(["convert", str(file), str(tmp_path / "run"), f"data.tokenizer={tmp_path / 'words.json'}"]) == 0
+    with torch.no_grad():
+        out = load_run(str(tmp_path / "run")).model(torch.from_numpy(golden["window0/tokens_in"]))
+    want = torch.from_numpy(golden["window0/logprobs"]).double()
+    assert_same({"logprobs": out.logits.double().log_softmax(-1)}, {"logprobs": want}, rtol=1e-5)
+    assert run(["convert", str(tmp_path / "run"), str(tmp_path / "back.npz")]) == 0
+    assert same(read_reference(tmp_path / "back.npz").params, read_reference(file).params)
 
 
 @pytest.fixture

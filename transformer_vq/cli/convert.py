@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Source = Annotated[
     str,
-    typer.Argument(metavar="SOURCE", help="A checkpoint_N or .npz of the paper's code, or RUN[@best|@last|@STEP]."),
+    typer.Argument(metavar="SOURCE", help="A checkpoint_N or .npz of the paper's code, or RUN\\[@best|@last|@STEP]."),
 ]
 Target = Annotated[
     Path, typer.Argument(metavar="TARGET", help="A new run folder; or, from a run, a new .npz or checkpoint_N.")
