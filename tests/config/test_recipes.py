@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from transformer_vq.config import RunConfig, TransformerVQConfig, load_config
-from transformer_vq.config.load import recipes
+from transformer_vq.config.load import recipes, recipes_folder
 from transformer_vq.models.describe import describe
 
 PAPER = ["enwik8", "pg19", "imagenet64"]
@@ -15,7 +17,7 @@ COMMON = {
     **{"model.quantizer.codes": 512, "model.quantizer.ema": 0.99, "model.quantizer.commit": 1e-4},
     **{"model.quantizer.kind": "vq", "model.quantizer.estimator": "ste", "model.gradients": "block"},
     **{"train.batch_size": 128, "train.warmup": 10_000, "train.schedule": "cosine", "train.final_lr": 0.1},
-    **{"data.order": "streams"},
+    **{"data.order": "streams", "model.position_base": 100_000.0, "model.kv_heads": None, "model.per_layer": None},
 }
 LARGE = {
     **{"model.width": 2048, "model.value_dim": 4096, "model.tied_embedding": True, "model.final_norm": True},
@@ -84,12 +86,15 @@ def test_the_baseline_differs_in_the_quantizer_and_its_folder_alone(name):
     ours, full = settings(name), settings(f"{name}-full")
     assert {q.kind for q in full.model.layer_quantizers()} == {"none"} and full.run_dir == f"{ours.run_dir}-full"
     assert describe(model(name), 2048)["parameters"] == describe(model(f"{name}-full"), 2048)["parameters"]
+    memory = {"checkpoint_activations": name.endswith("-small")}  # and micro_batch: never the result
     same = {
         "run_dir": "",
         "eval": ours.eval,
-        "model": ours.model.model_copy(update={"quantizer": full.model.quantizer}),
+        "model": ours.model.model_copy(update={"quantizer": full.model.quantizer, **memory}),
+        "train": ours.train.model_copy(update={"micro_batch": None}),
     }
-    assert full.model_copy(update=same) == ours.model_copy(update=same)
+    assert full.model_copy(update={**same, "model": full.model}) == ours.model_copy(update=same)
+    assert full.train.model_copy(update={"micro_batch": None}) == same["train"]
     assert full.eval.context == ours.train.seq_len * ours.train.updates_per_sequence
 
 
@@ -103,6 +108,19 @@ def test_smaller_ones_keep_the_shape(name):
     assert ours.train.updates_per_sequence > 1
     if name.endswith("-small"):
         assert (ours.model.window, ours.model.quantizer.codes) == (512, 512)
+
+
+@pytest.mark.parametrize("name", [f"{name}{size}" for name in PAPER for size in ("", "-small")])
+def test_the_parameters_that_are_told(name):
+    text = (recipes_folder() / "lm" / f"{name}.yaml").read_text()
+    told = re.search(r"([\d,]{9,}) parameters|`describe`: ([\d,]{9,})", " ".join(re.split(r"\s*\n# ", text)))
+    assert describe(model(name), 2048)["parameters"] == int((told[1] or told[2]).replace(",", ""))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_sequence_is_as_long_as_the_papers(name):
+    train = settings(name).train
+    assert train.seq_len * train.updates_per_sequence == {"imagenet64": 64 * 64 * 3}.get(name, 8192)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if name.startswith("lm/")])

@@ -31,6 +31,7 @@ BATCHES = {
     "windows": window_batch,
     "streams": stream_batch,
     "sequences": lambda *args, **kw: stream_batch(*args, updates_per_sequence=2, **kw),
+    "pictures": lambda *args, **kw: stream_batch(*args, updates_per_sequence=2, whole=True, **kw),
 }
 
 
@@ -117,6 +118,33 @@ def test_streams_are_contiguous_until_they_are_fresh(seed, n, streams, length, e
         assert all(b - a == period for a, b in pairwise(fresh_steps[1:]))
     else:
         assert set(range(0, 2 * period + 3, every)) <= set(fresh_steps)
+
+
+@property_test
+@given(
+    seed=st.integers(0, 100),
+    pictures=st.integers(2, 30),
+    streams=st.integers(1, 4),
+    length=st.integers(1, 9),
+    updates=st.integers(1, 4),
+)
+def test_whole_sequences_are_pictures(seed, pictures, streams, length, updates):
+    size = updates * length
+    file = counting_file(pictures * size, range(0, pictures * size, size))
+    assert file.documents_have(size) and not file.documents_have(size + 1)
+    in_epoch = (pictures * size - 1) // (streams * size)
+    if in_epoch == 0:
+        with pytest.raises(ValueError, match=f"too few for {streams} streams of {size} and a label"):
+            stream_batch(file, seed, 0, range(streams), streams, length, updates, True, True)
+        return
+    seen = []
+    for step in range(2 * in_epoch * updates):
+        batch = stream_batch(file, seed, step, range(streams), streams, length, updates, True, True)
+        assert batch.fresh.all() == batch.fresh.any() == (step % updates == 0)
+        assert torch.equal(batch.tokens[:, 0] % size, torch.full((streams,), step % updates * length))
+        assert (batch.segments == batch.tokens // size).all()
+        seen += (batch.tokens[:, 0] // size).tolist()
+    assert max(Counter(seen).values()) <= 3 * updates  # the end of one epoch, a whole one, the beginning of a third
 
 
 def test_an_epoch_of_streams_reads_each_token_once():

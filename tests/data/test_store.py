@@ -264,6 +264,8 @@ def test_too_short_for_a_window_is_one_line(book):
         check_lengths(corpus, 90)
     with pytest.raises(ConfigError, match=r"at least 97 for 4 streams of train\.seq_len = 24"):
         check_lengths(corpus, 24, streams=4)
+    with pytest.raises(ConfigError, match=r"at least 97 for 4 streams of train\.seq_len = 12, 2 updates a sequence"):
+        check_lengths(corpus, 12, streams=4, updates=2)
     book.write_text("x" * 20)
     with pytest.raises(ConfigError, match=r"valid of .* has 1 tokens; at least 2 for an evaluation"):
         check_lengths(prepare(settings_for(book)), 5)

@@ -60,22 +60,27 @@ def stream_batch(
     seq_len: int,
     updates_per_sequence: int | None = None,
     reset: bool = False,
+    whole: bool = False,
 ) -> Batch:
     """Rows `rows` of a step of batch_size streams, which cut the split into equal parts and are read side by side.
 
     All streams of an epoch are C = (n−1) // (B·T) steps long; what is left over, under B·T tokens, lies before the
     first and behind the last, shared out anew each epoch. The seed decides at which step of the epoch reading begins.
     fresh: at the first step, at the start of an epoch, and after each `updates_per_sequence` steps.
+    whole: reading begins, and is fresh, at multiples of updates_per_sequence · T tokens alone: pictures of that length,
+    which are documents one after another, are each a sequence; C is rounded down to whole ones.
     Raises ValueError when the split is too short for one step.
     """
-    steps = (len(file) - 1) // (batch_size * seq_len)
+    updates = updates_per_sequence if whole and updates_per_sequence is not None else 1
+    steps = (len(file) - 1) // (batch_size * updates * seq_len) * updates
     if steps < 1:
         raise ValueError(
-            f"{file.name} has {len(file)} tokens: too few for {batch_size} streams of {seq_len} and a label"
+            f"{file.name} has {len(file)} tokens: too few for {batch_size} streams of {updates * seq_len} and a label"
         )
-    epoch, at = divmod(step + draw(seed, 0, steps), steps)
+    epoch, at = divmod(step + draw(seed, 0, steps // updates) * updates, steps)
     spare = len(file) - 1 - steps * batch_size * seq_len
-    first = draw(seed, 1 + epoch, spare + 1)
+    grid = updates * seq_len if whole else 1
+    first = draw(seed, 1 + epoch, spare // grid + 1) * grid
     starts = first + (np.arange(rows.start, rows.stop, rows.step) * steps + at) * seq_len
     fresh = step == 0 or at == 0 or (updates_per_sequence is not None and step % updates_per_sequence == 0)
     return gather(file, starts.astype(np.int64), seq_len, reset, np.full(len(rows), fresh))

@@ -62,6 +62,10 @@ class TokenFile:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def documents_have(self, length: int) -> bool:
+        """Every document has `length` tokens, as pictures of one size have."""
+        return bool(np.all(np.diff(self.documents, append=len(self)) == length))
+
     def head(self, count: int) -> TokenFile:
         """The first `count` tokens. Their bytes and words are those of the decoded text."""
         if count >= len(self):
@@ -114,12 +118,16 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     return open_entry(cache / key, source)
 
 
-def check_lengths(corpus: Corpus, seq_len: int, streams: int = 1) -> None:
-    """Raise ConfigError when train is shorter than one step of `streams` rows, or a split has nothing to predict."""
+def check_lengths(corpus: Corpus, seq_len: int, streams: int = 1, updates: int = 1) -> None:
+    """Raise ConfigError when train is shorter than one step of `streams` rows, or a split has nothing to predict.
+
+    updates: so many steps are needed, where sequences are whole.
+    """
     for name, file in corpus.splits.items():
-        need = streams * seq_len + 1 if name == "train" else 2
+        need = streams * updates * seq_len + 1 if name == "train" else 2
         if len(file) < need:
             rows = f"{streams} streams of train.seq_len = {seq_len}" if streams > 1 else f"train.seq_len = {seq_len}"
+            rows += f", {updates} updates a sequence" if updates > 1 else ""
             why = rows if name == "train" else "an evaluation"
             raise ConfigError(f"data.source: {name} of {corpus.name} has {len(file)} tokens; at least {need} for {why}")
 

@@ -47,7 +47,13 @@ class LanguageTask(Task):
         self.config, self.device = config, device
         self.corpus: Corpus = prepare(config.data)
         self.streams = config.data.order == "streams"
-        check_lengths(self.corpus, config.train.seq_len, config.train.batch_size if self.streams else 1)
+        updates = config.train.updates_per_sequence
+        resets = self.streams and config.data.document_boundaries == "reset"
+        self.whole = (  # each document is a sequence: a picture is not cut
+            resets and updates is not None and self.corpus.splits[TRAIN].documents_have(updates * config.train.seq_len)
+        )
+        rows = config.train.batch_size if self.streams else 1
+        check_lengths(self.corpus, config.train.seq_len, rows, updates if updates and self.whole else 1)
         self.model = TransformerVQ(with_vocabulary(config.model, self.corpus.tokenizer), seed=config.seed)
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
@@ -81,7 +87,7 @@ class LanguageTask(Task):
         file, reset = self.corpus.splits[TRAIN], data.document_boundaries == "reset"
         shape = (rows, train.batch_size, train.seq_len)
         if self.streams:
-            return stream_batch(file, self.config.seed, step, *shape, train.updates_per_sequence, reset=reset)
+            return stream_batch(file, self.config.seed, step, *shape, train.updates_per_sequence, reset, self.whole)
         return window_batch(file, self.config.seed, step, *shape, reset=reset)
 
     def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
