@@ -1,6 +1,7 @@
 """enwik8, the first 10⁸ bytes of an English Wikipedia dump: fetched from where its author keeps it, once.
 
-The hub's repositories hold a loading script, which `datasets` no longer runs, or the text cut into lines.
+The hub's LTCB/enwik8 is a loading script, which `datasets` no longer runs; of it the hub keeps a conversion to parquet,
+the whole text in one row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from transformer_vq.config import ConfigError
 
 ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
+HUB = "hf:LTCB/enwik8/enwik8-raw@refs/convert/parquet"
 SIZE = 100_000_000
 TIMEOUT = 30.0  # seconds without an answer
 
@@ -25,7 +27,10 @@ def fetch(folder: Path) -> Path:
     path = folder / "enwik8"
     if path.is_file():
         return path
-    hint = f"with the official file of {SIZE:,} bytes at hand: data.source=FILE, or a folder that holds enwik8"
+    hint = (
+        f"with the official file of {SIZE:,} bytes at hand: data.source=FILE, or a folder that holds enwik8; from the "
+        f"hub: data.source={HUB}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         try:
