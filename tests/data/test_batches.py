@@ -193,6 +193,19 @@ def test_evaluation_in_windows_scores_each_token_once_with_half_a_window_before(
 
 
 @property_test
+@given(n=st.integers(2, 100), size=st.integers(1, 20), batch_size=st.integers(1, 5))
+def test_evaluation_of_pictures_reads_each_from_its_beginning(n, size, batch_size):
+    """The last one may be cut short, as `max_tokens` does."""
+    file = counting_file(n, range(0, n, size))
+    scored = []
+    for batch in eval_windows(file, size, batch_size, reset=True):
+        for tokens, labels in zip(batch.tokens, batch.labels, strict=True):
+            assert tokens[0] % size == 0 or n <= size
+            scored += labels[labels != -100].tolist()
+    assert scored == list(range(1, n))
+
+
+@property_test
 @given(st.data())
 def test_segments_name_the_document_of_each_token(data):
     n = data.draw(st.integers(20, 120))

@@ -106,14 +106,19 @@ def eval_windows(file: TokenFile, width: int, batch_size: int, reset: bool = Fal
 
     Only labels that no earlier window has count: all of the first window, then the second half, so that every token but
     the very first is predicted exactly once, from at least width − width // 2 + 1 tokens where so many precede it.
+    Where documents of `width` tokens, pictures, are read apart, they are the windows: all of one precedes its tokens.
     """
     last = len(file) - 1
     width, stride = min(width, last), max(width // 2, 1)
-    starts = np.append(np.arange(0, last - width, stride), last - width)  # the last one ends with the split
-    done = np.append(0, starts[:-1] + width)  # positions below this were scored
+    if reset and file.documents_have(width):
+        starts = done = file.documents
+    else:
+        starts = np.append(np.arange(0, last - width, stride), last - width)  # the last one ends with the split
+        done = np.append(0, starts[:-1] + width)  # positions below this were scored
     for at in range(0, len(starts), batch_size):
         places = starts[at : at + batch_size, None] + np.arange(width)
-        yield gather_places(file, places, places >= done[at : at + batch_size, None], reset, np.ones(len(places), bool))
+        counts = (places >= done[at : at + batch_size, None]) & (places < last)
+        yield gather_places(file, np.minimum(places, last), counts, reset, np.ones(len(places), bool))
 
 
 def draw(seed: int, index: int, below: int) -> int:

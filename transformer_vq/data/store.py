@@ -63,8 +63,9 @@ class TokenFile:
         return len(self.tokens)
 
     def documents_have(self, length: int) -> bool:
-        """Every document has `length` tokens, as pictures of one size have."""
-        return bool(np.all(np.diff(self.documents, append=len(self)) == length))
+        """Every document has `length` tokens, as pictures of one size have; the last one may be cut short."""
+        lengths = np.diff(self.documents, append=len(self))
+        return bool(np.all(lengths[:-1] == length) and lengths[-1] <= length)
 
     def head(self, count: int) -> TokenFile:
         """The first `count` tokens. Their bytes and words are those of the decoded text."""
