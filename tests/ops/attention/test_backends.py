@@ -120,8 +120,8 @@ def test_any_shape_equals_the_definition(backend, data):
     for name in got:  # against the largest of all gradients: where all keys but one are hidden, one of them is 0
         if want[name].numel() == 0:
             continue
-        error = (got[name] - want[name]).abs().max() / max(x.abs().max() for x in want.values() if x.numel())
-        assert error <= 1e-10, name
+        error, largest = (got[name] - want[name]).abs().max(), max(x.abs().max() for x in want.values() if x.numel())
+        assert error <= 1e-10 * largest, name  # all of it is 0 where no token is real
 
 
 @pytest.mark.parametrize("backend", ["quadratic", *LINEAR])
