@@ -81,7 +81,7 @@ def write_reference(
         written = place / path.name
         if path.suffix == ".npz":
             text = np.frombuffer(json.dumps(settings).encode(), np.uint8)
-            np.savez(written, **params, **{CONFIG: text})  # type: ignore[arg-type]
+            np.savez(written, allow_pickle=False, **{**params, CONFIG: text})
         else:
             written.mkdir()
             tree = {**(rest or {}), "params": nested(params)}

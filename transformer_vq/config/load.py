@@ -86,13 +86,13 @@ def read_config(source: str | Path) -> dict[str, Any]:
         path = beside if beside.is_file() else find_config(base)
 
 
-def _filled(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+def _filled(base: Any, tree: Any) -> dict[str, Any]:
     """`tree` over `base`, block by block."""
     out = dict(base)
     for key, value in tree.items():
         old = out.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict) and "kind" not in value
-        out[key] = _filled(old, value) if both else value  # type: ignore[arg-type]
+        mixed = isinstance(value, dict) and isinstance(old, dict) and "kind" not in value
+        out[key] = _filled(old, value) if mixed else value
     return out
 
 
