@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from transformer_vq.cli.arguments import Json
-from transformer_vq.cli.console import console, number, print_json, progress_bar, table
+from transformer_vq.cli.console import console, print_json, progress_bar, table
 from transformer_vq.cli.evaluate import Split, read_split, settings_for
 from transformer_vq.cli.runs import open_run
 
@@ -81,6 +81,6 @@ def positions_table(results: dict[str, list[Bin]]) -> Table:
     found = {run: {(b.start, b.stop): b for b in bins} for run, bins in results.items()}
     for start, stop in sorted({key for bins in found.values() for key in bins}):
         cells = (bins.get((start, stop)) for bins in found.values())
-        texts = ["" if b is None else f"{number(b.bits_per_byte)} ± {number(b.standard_error, 2)}" for b in cells]
+        texts = ["" if b is None else f"{b.bits_per_byte:.3f} ± {b.standard_error:.3f}" for b in cells]
         out.add_row(f"{start:,}-{stop - 1:,}", *texts)
     return out
