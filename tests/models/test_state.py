@@ -56,6 +56,16 @@ def test_reset_rows_start_anew_and_others_go_on():
 
 
 @torch.no_grad()
+def test_keys_that_no_row_sees_any_more_are_dropped():
+    m, tokens, state = model(per_layer=PER_LAYER), torch.arange(36).view(3, 12) % 11, None
+    for step, (fresh, kept) in enumerate([("000", 3), ("100", 6), ("000", 9), ("011", 9), ("111", 3)]):
+        if state is not None:
+            state = state.reset_rows(torch.tensor([c == "1" for c in fresh]))
+        state = m((tokens[:, :3] + step) % 11, state=state).state
+        assert state.layers[1].k.shape[2] == state.layers[1].v.shape[2] == state.layers[1].alive.shape[1] == kept
+
+
+@torch.no_grad()
 def test_rows_can_be_chosen_and_repeated():
     m, tokens = model(per_layer=PER_LAYER), torch.arange(24).view(3, 8) % 11
     rows = torch.tensor([2, 0, 0])

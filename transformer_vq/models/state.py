@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.models.attention import LayerState
+from transformer_vq.ops.attention.full import FullState, trim
 
 
 class ModelState(NamedTuple):
@@ -24,8 +25,13 @@ class ModelState(NamedTuple):
     """(B,) int64: id of the last real token's segment; means nothing where `position` is 0."""
 
     def reset_rows(self, fresh: Tensor) -> ModelState:
-        """The rows where fresh (B,) bool is True start anew, as with `state=None`; the others go on."""
-        return self._map(lambda x: x.masked_fill(fresh.to(x.device).view(-1, *[1] * (x.ndim - 1)), 0))
+        """The rows where fresh (B,) bool is True start anew, as with `state=None`; the others go on.
+
+        Full attention drops the keys that no row sees any more, or a stream of many sequences would keep them all.
+        """
+        reset = self._map(lambda x: x.masked_fill(fresh.to(x.device).view(-1, *[1] * (x.ndim - 1)), 0))
+        layers = tuple(trim(layer) if isinstance(layer, FullState) else layer for layer in reset.layers)
+        return reset._replace(layers=layers)
 
     def select_rows(self, rows: Tensor) -> ModelState:
         """Rows by index (N,) int64, in that order; an index may repeat, as beams and several samples a prompt need."""

@@ -94,7 +94,8 @@ class LanguageTask(Task):
         """One forward pass, from the carried state with streams."""
         rows: Batch = batch.inputs
         state = self.states.get(batch.slot) if self.streams else None
-        state = state.reset_rows(rows.fresh) if state is not None else None
+        if state is not None:  # where all start anew, None is the same and the quicker way through attention
+            state = None if bool(rows.fresh.all()) else state.reset_rows(rows.fresh)
         with self.probe if self.probing else nullcontext():
             out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments)
         if self.streams:

@@ -97,6 +97,12 @@ def empty(k: Tensor, v: Tensor) -> FullState:
     return FullState(k[:, :, :0], v[:, :, :0], alive, zero, zero)
 
 
+def trim(state: FullState) -> FullState:
+    """Without the oldest keys that are dead in every row. Waits for the device: their number is read."""
+    dead = int((state.alive.any(0).cumsum(0) == 0).sum())
+    return state._replace(k=state.k[:, :, dead:], v=state.v[:, :, dead:], alive=state.alive[:, dead:])
+
+
 def runs(past: FullState, now: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
     """Document number of each token (B, T), the state's being 0, and the last id (B,). Padding continues."""
     if segments is None:
