@@ -72,7 +72,7 @@ def transformer(block, x):
 @torch.no_grad()
 def test_block_is_its_equation(definition):
     block, x = block_and_input(definition.__name__)
-    got, _, _ = block(x, Context(segments=None, mask=None), None)
+    got, _, _ = block(x, Context(segments=None, mask=None, draws=None), None)
     assert_same({"x": got}, {"x": definition(block, x)}, rtol=1e-12)
 
 

@@ -310,6 +310,24 @@ def test_dropout_is_off_in_evaluation_and_keeps_the_mean_in_training():
     assert len(seen) == 4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["layer", "sinusoid"])
+def test_some_masks_last_a_sequence(where):
+    """Pieces with carried state get the masks of the whole; a row that starts anew gets new ones."""
+    m, tokens = model(**{f"dropout_{where}": 0.5, "layers": 4}).train(), text(8, 12)
+    first = m(tokens[:, :6])
+    again = m(tokens, state=first.state.reset_rows(torch.ones(8, dtype=torch.bool))._replace(draws=first.state.draws))
+    whole = again.logits[:, 6:]
+    second = m(tokens[:, 6:], state=first.state)
+    same(second.logits, whole)
+    assert torch.equal(second.state.draws, first.state.draws)
+    fresh = torch.arange(8) < 4
+    third = m(tokens[:, :6], state=second.state.reset_rows(fresh)).state.draws
+    assert torch.equal(third == first.state.draws, ~fresh)
+    assert (third > 0).all()
+    assert not torch.equal(m(tokens[:, :6]).logits, first.logits)
+
+
 def test_warm_up_is_full_attention_and_ends_at_its_step():
     """Before start_step the layer is a `none` layer; then it quantizes, and starts empty after keys without codes."""
     late = model(quantizer={"kind": "vq", "codes": 8, "start_step": 3})

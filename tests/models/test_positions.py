@@ -7,6 +7,7 @@ import torch
 from helpers import assert_same
 
 from transformer_vq import TransformerVQConfig
+from transformer_vq.models.dropout import lasting_uniform
 from transformer_vq.models.positions import POSITIONS, frequencies, sinusoid
 
 K, H, M, D = 4, 2, 3, 6
@@ -15,7 +16,7 @@ CONFIG = {"vocab_size": 5, "width": D, "heads": H, "key_dim": K, "window": M, "p
 
 def position(kind, **changes):
     config = TransformerVQConfig(**CONFIG, position=kind, **changes)
-    module = POSITIONS[kind](config, torch.Generator().manual_seed(0)).double()
+    module = POSITIONS[kind](config, 0, torch.Generator().manual_seed(0)).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -70,12 +71,11 @@ def test_frozen_rows_are_the_rows():
 
 def test_sinusoid_dropout_hits_the_table_before_its_projection():
     module = position("xl", dropout_sinusoid=0.5)
-    torch.manual_seed(0)
-    dropped = module.rows()
-    table = sinusoid(torch.arange(M + 1), D, 100.0, torch.float64)
-    torch.manual_seed(0)
-    want = module.r_proj(torch.nn.functional.dropout(table, 0.5)).view(M + 1, H, K).transpose(0, 1) / K**0.25
-    assert torch.equal(dropped, want)
+    table, draws = sinusoid(torch.arange(M + 1), D, 100.0, torch.float64), torch.tensor([5, 7])
+    keep = lasting_uniform(draws[0], 0, torch.arange(table.numel())).view_as(table) >= 0.5
+    want = module.r_proj(table * keep * 2).view(M + 1, H, K).transpose(0, 1) / K**0.25
+    assert torch.equal(module.rows(draws), want)
+    assert not torch.equal(module.rows(draws.flip(0)), want)
     module.eval()
     assert torch.equal(module.rows(), position("xl").rows())
 

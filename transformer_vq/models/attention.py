@@ -27,10 +27,14 @@ LayerState = AttentionState | FullState
 
 
 class Context(NamedTuple):
-    """What a call says about its tokens, the same for every layer; both (B, T) or None."""
+    """What a call says about its tokens, the same for every layer."""
 
     segments: Tensor | None
+    """(B, T) or None."""
     mask: Tensor | None
+    """(B, T) or None."""
+    draws: Tensor | None
+    """(B,) int64, what the dropout that lasts a sequence follows from; None where there is none."""
 
 
 class VQAttention(nn.Module):
@@ -44,7 +48,7 @@ class VQAttention(nn.Module):
         settings = config.layer_quantizers()[layer]
         self.kind = settings.kind
         self.quantizer = build_quantizer(settings, config.key_value_heads, config.key_dim, seed=seed, layer=layer)
-        self.position = POSITIONS[config.position](config, generator)
+        self.position = POSITIONS[config.position](config, layer, generator)
 
     @property
     def keeps_every_key(self) -> bool:
@@ -74,13 +78,21 @@ class VQAttention(nn.Module):
         """
         config = self.config
         quantized: Quantized = self.quantizer(k, context.mask)
-        q, bias, rotary = self.position(q)
+        q, bias, rotary = self.position(q, context.draws)
         o: Tensor
         after: LayerState
         if self.keeps_every_key:
             before = state if isinstance(state, FullState) else None
             o, after = full_attention(
-                q, k, v, config.window, bias=bias, rotary=rotary, state=before, **context._asdict()
+                q,
+                k,
+                v,
+                config.window,
+                bias=bias,
+                rotary=rotary,
+                state=before,
+                segments=context.segments,
+                mask=context.mask,
             )
         else:
             if self.quantizes:
@@ -103,6 +115,7 @@ class VQAttention(nn.Module):
                 gradients=config.gradients,
                 grad_through_cache=config.grad_through_cache,
                 backend=config.backend,
-                **context._asdict(),
+                segments=context.segments,
+                mask=context.mask,
             )
         return o.transpose(1, 2).flatten(2), after, quantized

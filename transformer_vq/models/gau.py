@@ -31,7 +31,7 @@ class GAU(VQAttention):
         self.q_proj = linear(config.width, config.heads * config.key_dim, generator)
         self.kvg_proj = linear(config.width, sum(self.widths), generator)
         self.out_proj = linear(config.heads * config.value_dim, config.width, generator)
-        self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer)
+        self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer, layer)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None) -> tuple[Tensor, LayerState, Quantized]:
         """x (B, T, D) -> the same shape, the state to carry on, and what the quantizer says."""
@@ -41,4 +41,4 @@ class GAU(VQAttention):
         q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
         v = self.split_heads(F.silu(v), kv_heads)
         o, after, quantized = self.attend(q, k, v, context, state)
-        return x + self.dropout(self.out_proj(o * F.silu(gate))), after, quantized
+        return x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws), after, quantized

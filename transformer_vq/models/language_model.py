@@ -129,13 +129,16 @@ class TransformerVQ(nn.Module):
             raise ValueError(f"state has {len(state.position)} rows; tokens' {len(tokens)} are expected")
         zero = tokens.new_zeros(tokens.shape[0])
         before = (zero, zero) if state is None else (state.position, state.segment)
-        positions, *after = locate(tokens.shape, before, segments, mask)
+        draws = zero if state is None else state.draws
+        if self.training and (self.config.dropout_layer or self.config.dropout_sinusoid):
+            draws = torch.where(draws == 0, torch.randint_like(draws, 1, 2**62), draws)
+        positions, position, segment = locate(tokens.shape, before, segments, mask)
         x = self.embedding(tokens)
         if self.absolute_scale is not None:
             table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
             x = x + self.absolute_scale * table
         x = self.dropout(x)
-        context = Context(segments, mask)
+        context = Context(segments, mask, draws)
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         states, quantized = [], []
         for i, layer in enumerate(self.layers):
@@ -146,7 +149,7 @@ class TransformerVQ(nn.Module):
                 x, left, result = layer(x, context, carried)
             states.append(left)
             quantized.append(result)
-        return self.norm(x), ModelState(tuple(states), *after), tuple(quantized)
+        return self.norm(x), ModelState(tuple(states), position, segment, draws), tuple(quantized)
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, vocab), fp32 or wider; a tied head is also computed in that type, as in the paper."""

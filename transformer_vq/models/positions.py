@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer_vq.config import TransformerVQConfig
+from transformer_vq.models.dropout import lasting_uniform
 from transformer_vq.models.init import linear
 
 
@@ -42,10 +43,10 @@ class Positioned(NamedTuple):
 class NoPosition(nn.Module):
     """Order is visible only through what is inside the window and what is beyond it."""
 
-    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: TransformerVQConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
 
-    def forward(self, q: Tensor) -> Positioned:
+    def forward(self, q: Tensor, draws: Tensor | None = None) -> Positioned:
         """q (B, H, T, K), unchanged."""
         return Positioned(q)
 
@@ -56,30 +57,38 @@ class XLBias(nn.Module):
     r_δ = (sinusoid(δ) W_r)/τ for δ = 0..M, τ = K^(1/4): everything in the space of the scaled keys.
     """
 
-    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: TransformerVQConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         self.tau = config.key_dim**0.25
         self.r_proj = linear(config.width, config.heads * config.key_dim, generator)
         self.u = nn.Parameter(torch.zeros(config.heads * config.key_dim))  # head-major; one axis, as biases have:
         self.v = nn.Parameter(torch.zeros(config.heads * config.key_dim))  # weight decay and Muon leave it alone
-        self.dropout = nn.Dropout(config.dropout_sinusoid)
+        self.layer = layer
         self._rows: Tensor | None = None
 
-    def rows(self) -> Tensor:
-        """r of every distance: (H, M+1, K).  In training, dropout draws one mask on the sinusoids a call and layer."""
+    def rows(self, draws: Tensor | None = None) -> Tensor:
+        """r of every distance: (H, M+1, K).
+
+        draws (B,) int64, in training: the mask on the sinusoids follows from the first row's, and holds for all.
+        """
         config, weight = self.config, self.r_proj.weight
         distances = torch.arange(config.window + 1, device=weight.device)
-        table = self.dropout(sinusoid(distances, config.width, config.position_base, weight.dtype))
+        table = sinusoid(distances, config.width, config.position_base, weight.dtype)
+        if self.training and config.dropout_sinusoid > 0:
+            assert draws is not None
+            place = torch.arange(table.numel(), device=table.device).view_as(table)
+            keep = lasting_uniform(draws[0], self.layer, place) >= config.dropout_sinusoid
+            table = torch.where(keep, table / (1 - config.dropout_sinusoid), 0)
         return self.r_proj(table).unflatten(-1, (config.heads, config.key_dim)).transpose(0, 1) / self.tau
 
     def freeze(self, frozen: bool) -> None:
         """Keep r for calls without gradients, or stop keeping it: see `TransformerVQ.frozen`."""
         self._rows = self.rows() if frozen else None
 
-    def forward(self, q: Tensor) -> Positioned:
+    def forward(self, q: Tensor, draws: Tensor | None = None) -> Positioned:
         """q (B, H, T, K) -> q + u/τ and a bias (B, H, T, M+1), in q's dtype."""
-        r = self.rows() if self._rows is None or torch.is_grad_enabled() else self._rows
+        r = self.rows(draws) if self._rows is None or torch.is_grad_enabled() else self._rows
         u, v = (b.view(self.config.heads, 1, -1) / self.tau for b in (self.u, self.v))
         content, position = (q + u).to(q.dtype), (q + v).to(q.dtype)
         return Positioned(content, bias=position @ r.to(q.dtype).transpose(-1, -2))
@@ -88,12 +97,12 @@ class XLBias(nn.Module):
 class ScalarBias(nn.Module):
     """One learned number for each head and distance, zero at first   [Raffel 1910.10683, without buckets]."""
 
-    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: TransformerVQConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
         self.heads = config.heads
         self.bias = nn.Parameter(torch.zeros(config.heads * (config.window + 1)))  # one axis: see XLBias
 
-    def forward(self, q: Tensor) -> Positioned:
+    def forward(self, q: Tensor, draws: Tensor | None = None) -> Positioned:
         """q (B, H, T, K), unchanged, and a bias (1, H, 1, M+1)."""
         return Positioned(q, bias=self.bias.view(1, self.heads, 1, -1))
 
@@ -105,11 +114,11 @@ class Rotary(nn.Module):
     stays continuous and independent of the block length.  Unquantized (full) attention does not clip.
     """
 
-    def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: TransformerVQConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
         self.base = config.position_base
 
-    def forward(self, q: Tensor) -> Positioned:
+    def forward(self, q: Tensor, draws: Tensor | None = None) -> Positioned:
         """q (B, H, T, K), unchanged, and frequencies (K/2,) in fp32 or wider."""
         wide = torch.promote_types(q.dtype, torch.float32)
         return Positioned(q, rotary=frequencies(q.shape[-1], self.base, q.device).to(wide))

@@ -23,6 +23,8 @@ class ModelState(NamedTuple):
     """(B,) int64: real tokens read of the current document; without segments, of the stream. 0: nothing read."""
     segment: Tensor
     """(B,) int64: id of the last real token's segment; means nothing where `position` is 0."""
+    draws: Tensor
+    """(B,) int64: what the dropout that lasts a sequence follows from; 0: nothing drawn yet."""
 
     def reset_rows(self, fresh: Tensor) -> ModelState:
         """The rows where fresh (B,) bool is True start anew, as with `state=None`; the others go on.
@@ -40,7 +42,7 @@ class ModelState(NamedTuple):
     def _map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         """`change` applied to every tensor."""
         layers = tuple(type(layer)(*map(change, layer)) for layer in self.layers)
-        return ModelState(layers, change(self.position), change(self.segment))
+        return ModelState(layers, change(self.position), change(self.segment), change(self.draws))
 
 
 def locate(

@@ -45,7 +45,7 @@ class TransformerBlock(VQAttention):
         self.out_proj = linear(config.heads * config.value_dim, config.width, generator)
         self.mlp_norm = RMSNorm(config.width)
         self.mlp = SwiGLU(config, generator)
-        self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer)
+        self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer, layer)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None) -> tuple[Tensor, LayerState, Quantized]:
         """x (B, T, D) -> the same shape, the state to carry on, and what the quantizer says."""
@@ -54,5 +54,5 @@ class TransformerBlock(VQAttention):
         k, v = self.kv_proj(y).split(self.widths, -1)
         q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
         o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, state)
-        x = x + self.dropout(self.out_proj(o))
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), after, quantized
+        x = x + self.dropout(self.out_proj(o), context.draws)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, place=1), after, quantized

@@ -34,6 +34,7 @@ from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
 PROBED_RECORDS = 10  # one training record in so many holds `task_share`, a second backward pass, and the ranks
+ROWS = ("position", "segment", "draws")  # of a ModelState, one number a row
 LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
 
 
@@ -156,7 +157,7 @@ class LanguageTask(Task):
         """The attention state of each micro-batch's rows."""
         tensors: dict[str, Tensor] = {}
         for slot, state in self.states.items():
-            tensors |= {f"{slot}.position": state.position, f"{slot}.segment": state.segment}
+            tensors |= {f"{slot}.{name}": getattr(state, name) for name in ROWS}
             for i, layer in enumerate(state.layers):
                 place = f"{slot}.{i}.{type(layer).__name__}"
                 tensors |= {f"{place}.{field}": tensor for field, tensor in layer._asdict().items()}
@@ -262,7 +263,7 @@ def _state(tensors: Mapping[str, Tensor], slot: str) -> ModelState:
             layers.setdefault(int(parts[0]), {})[parts[2]] = tensor
             kinds[int(parts[0])] = parts[1]
     states = tuple(LAYER_STATES[kinds[i]](**layers[i]) for i in sorted(layers))
-    return ModelState(states, tensors[f"{slot}position"], tensors[f"{slot}segment"])
+    return ModelState(states, **{name: tensors[f"{slot}{name}"] for name in ROWS})
 
 
 def _some(names: list[str]) -> str:
