@@ -63,9 +63,9 @@ class TransformerVQConfig(Settings):
     final_norm: bool = Field(True, description="a norm before the output head (the paper's enwik8 model has none)")
     logit_scale: float = Field(1.0, gt=0, description="multiplies the logits, bias included")
     dropout_embedding: float = Field(0.0, ge=0, lt=1, description="dropout after the embeddings")
-    dropout_sinusoid: float = Field(0.0, ge=0, lt=1, description="dropout on the sinusoid table (xl), one mask a sequence")
+    dropout_sinusoid: float = Field(0.0, ge=0, lt=1, description="dropout on the sinusoids (xl), a mask a sequence")
     dropout_residual: float = Field(0.0, ge=0, lt=1, description="dropout on what a block adds to the residual stream")
-    dropout_layer: float = Field(0.0, ge=0, lt=1, description="chance that an example skips a block, for a whole sequence")
+    dropout_layer: float = Field(0.0, ge=0, lt=1, description="chance that a sequence goes without a block")
     checkpoint_activations: bool = Field(False, description="recompute each block in the backward pass to save memory")
     quantizer: QuantizerConfig = Field(
         VQConfig(), description="the quantizer of every layer that per_layer does not name"
