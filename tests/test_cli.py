@@ -305,6 +305,12 @@ def test_the_doctor_prints_one_json_object(capsys, trained):
     assert {"layer", "kind", "checks", "status"} <= found["layers"][0].keys() and "step" in found["looked_at"]
 
 
+def test_the_doctor_takes_a_certain_checkpoint(capsys, trained):
+    assert run(["doctor", f"{trained}@best", "--batches", "1"]) == 0
+    capsys.readouterr()
+    assert "123456" in error_of(capsys, "doctor", f"{trained}@123456")
+
+
 def test_a_run_dir_that_cannot_be_made_is_one_line(capsys, settings):
     assert error_of(capsys, "train", "lm/tiny", *settings, "run_dir=/dev/null/x", "--quiet").startswith("run_dir = ")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from transformer_vq.cli.arguments import Config, Json, Overrides
+from transformer_vq.cli.arguments import Json, Overrides
 from transformer_vq.cli.console import Failure, console, number, print_json, table
-from transformer_vq.cli.runs import one_line_for
+from transformer_vq.cli.runs import folder_of, one_line_for
 
 if TYPE_CHECKING:
     from transformer_vq.bench.doctor import Batch, Check, LayerReport
@@ -22,7 +21,12 @@ MARKS = {"green": "✓", "amber": "!", "red": "✗", "none": "·"}
 
 
 def doctor(
-    config: Config,
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML file, a recipe's name such as lm/tiny, or RUN\\[@best|@last|@STEP]."
+        ),
+    ],
     overrides: Overrides = None,
     batches: Annotated[int, typer.Option(min=1, help="How many batches to look at.")] = 4,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a line is red.")] = False,
@@ -31,15 +35,16 @@ def doctor(
     """Check every layer's quantizer on real batches; a run folder is examined with its trained weights."""
     from transformer_vq.config import ConfigError, RunConfig, load_config
 
-    settings = load_config(config, overrides or [], RunConfig)
+    trained = (folder_of(config) / "checkpoints").is_dir()
+    settings = load_config(folder_of(config) if trained else config, overrides or [], RunConfig)
 
     from transformer_vq.bench.doctor import diagnose
     from transformer_vq.models.names import check_names
 
     check_names(settings.model)
-    if (Path(config) / "checkpoints").is_dir() and any(text.startswith("model.") for text in overrides or []):
+    if trained and any(text.startswith("model.") for text in overrides or []):
         raise ConfigError(f"{config}: a trained model is examined as it is; only settings of data and train can change")
-    model, inputs, described = model_and_batches(config, settings, batches)
+    model, inputs, described = model_and_batches(config if trained else None, settings, batches)
     reports = diagnose(model, inputs)
     reds = sum(check.status == "red" for report in reports for check in report.checks)
     if json:
@@ -50,8 +55,8 @@ def doctor(
         raise Failure(f"doctor: {reds} red")
 
 
-def model_and_batches(config: str, settings: RunConfig, count: int) -> tuple[TransformerVQ, list[Batch], str]:
-    """The model, trained where `config` is a run with a checkpoint; its first training batches; words for both."""
+def model_and_batches(run: str | None, settings: RunConfig, count: int) -> tuple[TransformerVQ, list[Batch], str]:
+    """The model, trained where there is a run; its first training batches; words for both."""
     from transformer_vq.bench.doctor import Batch
     from transformer_vq.data import check_lengths, prepare, window_batch
     from transformer_vq.models import TransformerVQ
@@ -61,9 +66,9 @@ def model_and_batches(config: str, settings: RunConfig, count: int) -> tuple[Tra
     corpus = prepare(settings.data)
     train = settings.train
     check_lengths(corpus, train.seq_len, 1)
-    if (Path(config) / "checkpoints").is_dir():
+    if run is not None:
         with one_line_for(CheckpointError):
-            loaded = load_run(config)
+            loaded = load_run(run)
         model, weights = loaded.model, f"the weights of step {loaded.step}"
         model.set_step(loaded.step)
     else:
