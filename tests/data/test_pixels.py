@@ -80,6 +80,7 @@ def test_arrays_in_a_file(tmp_path):
     found = prepare(DataConfig(source=str(tmp_path / "p.npz"), cache=str(tmp_path / "cache")))
     assert pictures(found.splits["train"]) + pictures(found.splits["valid"]) == [x.tobytes() for x in MANY[:48]]
     assert pictures(found.splits["test"]) == [x.tobytes() for x in MANY[48:]]
+    assert [found.splits["train"].words, found.splits["train"].head(100).words] == [0, 0]  # pixels are no words
     smaller = prepare(DataConfig(source=str(tmp_path / "p.npz"), cache=str(tmp_path / "cache"), image_size=2))
     assert pictures(smaller.splits["test"])[0] == pixel_bytes(Image.fromarray(MANY[48]), 2)
     np.savez(tmp_path / "p.npz", train=MANY[::-1, :, :, 0])

@@ -103,9 +103,14 @@ def split_at_separator(pieces: Iterable[Piece], separator: bytes) -> Iterator[Pi
         tail = text[max(at, len(text) - len(separator) + 1) :]
 
 
+def reads_pictures(config: DataConfig) -> bool:
+    """The source is known to hold pictures, each a document of pixels."""
+    return config.image_size is not None or config.source.endswith(".npz")
+
+
 def border_of(config: DataConfig, reads_text: bool) -> Border:
     """Pictures are kept whole, and characters where the tokenizer reads text."""
-    if config.image_size is not None or config.source.endswith(".npz"):
+    if reads_pictures(config):
         return "document"
     return "character" if reads_text else "byte"
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import Source, open_source
-from transformer_vq.data.documents import SPLITS, Piece, border_of, split_at_separator, take
+from transformer_vq.data.documents import SPLITS, Piece, border_of, reads_pictures, split_at_separator, take
 from transformer_vq.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
@@ -36,7 +36,7 @@ from transformer_vq.data.tokenizers import (
     tokenizer_identity,
 )
 
-FORMAT = 1
+FORMAT = 2
 GROUP = 1 << 22
 """Bytes that are tokenized at once."""
 
@@ -56,7 +56,7 @@ class TokenFile:
     bytes: int
     """Of the text behind all tokens, for bits per byte."""
     words: int
-    """Of that text, separated by white space, for the perplexity per word."""
+    """Of that text, separated by white space, for the perplexity per word; 0 of pictures."""
     tokenizer: Tokenizer
 
     def __len__(self) -> int:
@@ -75,7 +75,8 @@ class TokenFile:
         counter = WordCounter()
         counter.read(Piece(text, True, self.name, 0))
         documents = self.documents[: np.searchsorted(self.documents, count)]
-        return replace(self, tokens=self.tokens[:count], documents=documents, bytes=len(text), words=counter.words)
+        words = counter.words if self.words else 0
+        return replace(self, tokens=self.tokens[:count], documents=documents, bytes=len(text), words=words)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progres
             raise ConfigError(f"data.source = {config.source}: no text for {name}; the corpus is too small to be split")
         documents = np.unique(np.concatenate(starts))  # a document without tokens begins where the next one does
         np.save(folder / f"{name}.documents.npy", documents[documents < length])
-        meta["splits"][name] = {"bytes": size, "words": words.words}
+        meta["splits"][name] = {"bytes": size, "words": 0 if reads_pictures(config) else words.words}
     if unknown:
         meta["notes"].append(f"{unknown:,} tokens are the tokenizer's unknown token: it lacks some of the characters")
     if config.tokenizer.startswith("bpe:") and tokenizer.vocab_size < int(config.tokenizer.removeprefix("bpe:")):
