@@ -238,14 +238,26 @@ def lines(results: Results, wanted: FigureConfig) -> Figure | None:
     ticks = sorted({point[0] for series in points.values() for point in series})
     if wanted.log_x:
         axes.set_xscale("log")
+        ticks = [x for x in ticks if x > 0]
         if len(ticks) <= MOST_LINES:
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.set_xticks(ticks, _spaced(ticks))
             axes.minorticks_off()
     axes.set_xlabel(wanted.x, fontsize=9.5)
     axes.set_ylabel(wanted.y, fontsize=9.5)
     _tidy(axes, grid="both")
     axes.legend(frameon=False, fontsize=8.5)
     return figure
+
+
+def _spaced(ticks: list[float]) -> list[str]:
+    """Labels of ticks on a logarithmic axis, empty where one would run into the one before it."""
+    texts, end = [], -math.inf
+    for x in ticks:
+        place = math.log(x / ticks[0]) / math.log(ticks[-1] / ticks[0]) if len(ticks) > 1 else 0.0
+        half = 0.0055 * len(f"{x:g}")  # of the axis, at this figure's width
+        texts.append(f"{x:g}" if place - half > end else "")
+        end = place + half + 0.004 if texts[-1] else end
+    return texts
 
 
 def _points(results: Results, wanted: FigureConfig) -> Points:
