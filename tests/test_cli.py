@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,11 @@ def test_help_names_every_command(capsys):
     assert run(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
+
+
+def test_the_version_is_the_packages(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"transformer-vq {metadata.version('transformer-vq')}\n"
 
 
 def test_no_arguments_show_the_help_and_no_empty_error(capsys):

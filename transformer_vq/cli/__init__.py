@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 from typer.main import get_command
 
+from transformer_vq import __version__
 from transformer_vq.cli.bench import bench
 from transformer_vq.cli.console import Failure, main_process, print_error
 from transformer_vq.cli.convert import convert
@@ -50,6 +52,21 @@ for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 app.add_typer(study, name="study")
 app.add_typer(bench, name="bench")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"transformer-vq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What holds for every command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
