@@ -158,7 +158,7 @@ def layer_map(results: Results) -> Figure | None:
     _heat(axes, values, texts, rows, names, diverging=True, low_is_good=results.study.settings.metrics[metric] == "min")
     out = results.study.settings.design == "leave_one_layer_out"
     what = "taking it out of one layer" if out else "putting it into one layer"
-    title = f"{results.study.settings.split} {metric}: difference by {what};  * interval excludes 0, uncorrected"
+    title = f"{results.study.settings.split} {metric}: difference by {what}\n* interval excludes 0, uncorrected"
     axes.set_title(title, fontsize=9, color=GREY)
     return figure
 
