@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -185,3 +186,12 @@ def test_table_has_every_number_of_every_run(write_toy):
     again = pd.read_parquet(study.folder / "runs.parquet")
     assert list(again["test/bits_per_byte"]) == list(runs["test/bits_per_byte"])
     assert len(pd.read_csv(study.folder / "runs.csv")) == 8
+
+
+def test_time_of_a_run_and_of_its_training_are_two_columns(write_toy):
+    study = load_and_run(write_toy("ste", seeds=[0, 1]))
+    for run in study.final_runs({"ste": {}}):
+        path = run.folder / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 0.25}))
+    runs = table(collect(study))
+    assert list(runs["seconds"]) == [1.0, 1.0] and list(runs["training_seconds"]) == [0.25, 0.25]

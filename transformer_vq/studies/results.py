@@ -128,13 +128,19 @@ def _compare(study: Study, final: list[Run]) -> list[Comparison]:
 
 
 def table(results: Results) -> pd.DataFrame:
-    """All runs, one a row: levels, seed, stage, tuned values, state, time, every number of the summary, the command."""
+    """All runs, one a row: levels, seed, stage, tuned values, state, time, every number of the summary, the command.
+
+    `seconds` are of the whole run, its start and evaluations too, `training_seconds` those of its summary: training alone.
+    """
     study = results.study
     factors = short_names(dict.fromkeys(key for arm in study.design.arms for key in arm.levels))
     tuned = short_names(study.settings.tune)
     rows = []
     for run in [*results.tuning, *results.final]:
         status = read_status(run.folder)
+        summary = flat(read_summary(run.folder))
+        if "seconds" in summary:
+            summary["training_seconds"] = summary.pop("seconds")
         levels = study.design.arm(run.arm).levels
         rows.append(
             {
@@ -149,7 +155,7 @@ def table(results: Results) -> pd.DataFrame:
                 "hash": run.digest,
                 "folder": run.folder.name,
                 "commit": status.get("commit"),
-                **flat(read_summary(run.folder)),
+                **summary,
                 "command": run.command,
             }
         )
