@@ -130,7 +130,7 @@ def _compare(study: Study, final: list[Run]) -> list[Comparison]:
 def table(results: Results) -> pd.DataFrame:
     """All runs, one a row: levels, seed, stage, tuned values, state, time, every number of the summary, the command.
 
-    `seconds` are of the whole run, its start and evaluations too, `training_seconds` those of its summary: training alone.
+    `seconds` is the whole run, start and evaluations too; `training_seconds` is what its summary calls `seconds`.
     """
     study = results.study
     factors = short_names(dict.fromkeys(key for arm in study.design.arms for key in arm.levels))
