@@ -13,7 +13,7 @@ from transformer_vq.cli.runs import folder_of, open_run
 
 if TYPE_CHECKING:
     from transformer_vq.config import RunConfig
-    from transformer_vq.reference_files import ReferenceFile
+    from transformer_vq.convert.files import ReferenceFile
 
 Source = Annotated[
     str,
@@ -56,8 +56,8 @@ def export(run: str, target: Path) -> int:
     loaded = open_run(run)
 
     from transformer_vq.config import ConfigError
-    from transformer_vq.convert import reference_settings, to_reference
-    from transformer_vq.reference_files import read_kept, write_reference
+    from transformer_vq.convert.files import read_kept, write_reference
+    from transformer_vq.convert.names import reference_settings, to_reference
 
     try:
         params, settings = to_reference(loaded.model), reference_settings(loaded.model.config)
@@ -73,8 +73,8 @@ def take_in(source: str, target: Path, config: str | None, overrides: list[str])
     """The reference's checkpoint as a run with one checkpoint, of step 0; returns how many arrays it has."""
     from transformer_vq.config import ConfigError, RunConfig, load_config, validate
     from transformer_vq.config.load import parse_override, set_key
-    from transformer_vq.convert import UNUSED, model_of, reference_config
-    from transformer_vq.reference_files import read_reference
+    from transformer_vq.convert.files import read_reference, write_kept
+    from transformer_vq.convert.names import UNUSED, model_of, reference_config
     from transformer_vq.training.imported import write_run
 
     file = read_reference(Path(source))
@@ -98,7 +98,7 @@ def take_in(source: str, target: Path, config: str | None, overrides: list[str])
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
     unused = {} if settings.model.tied_embedding else {UNUSED: file.params[UNUSED]}
-    write_run(model, settings, target, unused, file.rest)
+    write_run(model, settings, target, lambda run: write_kept(run, unused, file.rest))
     return len(file.params)
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError, DataConfig
-from transformer_vq.data.corpora import Source, complete, hash_files, split_name, walk
 from transformer_vq.data.documents import Piece, Pieces, cut
 from transformer_vq.data.pixels import picture_of, pixel_bytes
+from transformer_vq.data.sources import Source, complete, hash_files, split_name, walk
 
 Place = tuple[Path, str]
 """A file and the name of an array in it."""

@@ -9,35 +9,21 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import platform
-import re
 import sysconfig
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import accumulate
 from pathlib import Path
 
 from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.data.arrays import holds_arrays, open_arrays
 from transformer_vq.data.cache import cache_of
 from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve, read_file
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened `data.source`."""
-
-    name: str
-    """A phrase that says what it is."""
-    fingerprint: str
-    """sha256 of everything that decides which text is in which split."""
-    splits: dict[str, Pieces]
-    """train, valid, test."""
-    notes: tuple[str, ...] = ()
-    """What was decided for the user, a sentence each."""
-
+from transformer_vq.data.enwik8 import fetch
+from transformer_vq.data.huggingface import open_dataset
+from transformer_vq.data.sources import Source, complete, hash_files, split_name, walk
 
 NOT_TEXT = (
     "*.parquet",
@@ -82,15 +68,9 @@ def open_source(config: DataConfig, border: Border) -> Source:
     if config.source == "builtin":
         return builtin()
     if config.source == "enwik8" and not Path("enwik8").exists():
-        from transformer_vq.data.enwik8 import fetch
-
         return open_file(fetch(cache_of(config) / "enwik8"), border)
     if config.source.startswith("hf:"):
-        from transformer_vq.data.huggingface import open_dataset
-
         return open_dataset(config, border)
-    from transformer_vq.data.arrays import holds_arrays, open_arrays
-
     path = Path(config.source).expanduser()
     if holds_arrays(path):
         return open_arrays(path, config)
@@ -169,25 +149,6 @@ def open_folder(root: Path, border: Border) -> Source:
     return Source(str(root), hash_files(root, files), splits, ("files ordered by a hash of their paths, split 90/5/5",))
 
 
-def complete(splits: dict[str, Pieces], border: Border) -> tuple[dict[str, Pieces], tuple[str, ...]]:
-    """Carve the splits that are missing off the end of train; say so."""
-    missing = tuple(split for split in SPLITS if split not in splits)
-    if not missing:
-        return splits, ()
-    splits = {**splits, **carve(splits["train"], ("train", *missing), border)}
-    note = f"{' and '.join(missing)} carved off the end of train, 5 % each"
-    return {split: splits[split] for split in SPLITS}, (note,)
-
-
-def split_name(path: Path) -> str | None:
-    """The split that a relative path names: by its first folder (train, validation, ...), or in its file name."""
-    folders = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test"}
-    if len(path.parts) > 1 and path.parts[0].lower() in folders:
-        return folders[path.parts[0].lower()]
-    found = re.search(r"train|valid|(?<![a-z])val(?![a-z])|test", path.name.lower())
-    return {"val": "valid"}.get(found[0], found[0]) if found else None
-
-
 def split_by_hash(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """At least three files in the order of a hash of their path: 90 % of the bytes are train, then valid, test.
 
@@ -212,30 +173,8 @@ def read_all(splits: dict[str, list[Path]]) -> dict[str, Pieces]:
     return {split: (lambda files=files: read_in_turn(files)) for split, files in splits.items()}  # type: ignore[misc]
 
 
-def walk(root: Path, skip: frozenset[str]) -> list[Path]:
-    """All files under a folder but those in folders named in `skip` or hidden, sorted by path."""
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
-        files += [Path(folder, name) for name in names]
-    return sorted(path for path in files if path.is_file())
-
-
 def refuse_not_text(files: Sequence[Path]) -> None:
     """Raise ConfigError for a file that holds rows or an archive: its bytes are no text."""
     for path in files:
         if any(fnmatch(path.name, pattern) for pattern in NOT_TEXT):
             raise ConfigError(f"data.source: {path} is not text; parquet and JSON are read with hf:{path.parent}")
-
-
-def hash_files(root: Path, files: Sequence[Path]) -> str:
-    """sha256 over relative path, size and content of files, as on the disk.  Raises ConfigError where unreadable."""
-    total = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0{content}\n".encode())
-        except OSError as error:
-            raise ConfigError(f"data.source: {path} is not readable: {error}") from None
-    return total.hexdigest()

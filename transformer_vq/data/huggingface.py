@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.config.explain import one_line
-from transformer_vq.data.corpora import Source, complete, hash_files
 from transformer_vq.data.documents import Border, Piece, Pieces, cut, take
 from transformer_vq.data.pixels import picture_of, pixel_bytes
+from transformer_vq.data.sources import SPLIT_WORDS, Source, complete, hash_files
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
-SPLIT_OF = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
 READER_OF = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow", ".csv": "csv"}
 CONVERTED = "refs/convert/parquet"
 ROWS = 1000
@@ -39,7 +38,7 @@ def open_dataset(config: DataConfig, border: Border) -> Source:
     builder = local_builder(path) if local else hub_builder(name)
     found = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     splits: dict[str, Pieces] = {
-        SPLIT_OF[split]: partial(read_rows, builder, split, config) for split in found if split in SPLIT_OF
+        SPLIT_WORDS[split]: partial(read_rows, builder, split, config) for split in found if split in SPLIT_WORDS
     }
     if "train" not in splits:
         raise ConfigError(f"data.source = {config.source}: no split train; the dataset has {', '.join(found)}")

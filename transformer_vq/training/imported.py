@@ -5,30 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from transformer_vq.config import RunConfig, save_config
 from transformer_vq.data.tokenizers import make_tokenizer
 from transformer_vq.models import TransformerVQ
-from transformer_vq.reference_files import write_kept
 from transformer_vq.training.checkpoints import Checkpoints, save_tensors
 from transformer_vq.training.language import resolved, with_vocabulary
 
 
 def write_run(
-    model: TransformerVQ,
-    config: RunConfig,
-    target: Path,
-    unused: Mapping[str, NDArray[Any]],
-    rest: Mapping[str, Any],
+    model: TransformerVQ, config: RunConfig, target: Path, add: Callable[[Path], None] = lambda _: None
 ) -> Path:
     """Write `target`, which `eval`, `generate`, `doctor` and `train.init_from` take; whole or not at all.
 
-    unused, rest: what the model has no place for, kept so that it can be given back; see `write_kept`.
+    add: writes into the folder what else belongs there, before it gets its name.
     Returns the folder.  Raises ConfigError when `data.tokenizer` is no tokenizer or has more tokens than the model.
     """
     tokenizer = make_tokenizer(config.data.tokenizer, [])
@@ -43,7 +35,7 @@ def write_run(
         checkpoints = Checkpoints(run / "checkpoints")
         save_tensors(model.state_dict(), checkpoints.begin(0) / "model.safetensors")
         checkpoints.commit(0)
-        write_kept(run, unused, rest)
+        add(run)
         os.replace(run, target)
     finally:
         shutil.rmtree(place)

@@ -24,9 +24,9 @@ import yaml
 
 from transformer_vq.config import ConfigError, save_config
 from transformer_vq.config.load import difference
-from transformer_vq.reference_files import KEPT
 from transformer_vq.training.checkpoints import Checkpoints, flush, write_text
 
+KEPT = "reference-rest.msgpack"  # what a converted model had beside its parameters; see convert/
 OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", KEPT, "config.yaml")
 
 

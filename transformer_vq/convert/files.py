@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
-from transformer_vq.flax_tree import Tree, flat, nested, pack, unpack
+from transformer_vq.convert.flax_tree import Tree, flat, nested, pack, unpack
+from transformer_vq.training.run_folder import KEPT
 
 Arrays = dict[str, NDArray[Any]]
 CONFIG, PARAMS = "config_json", "params/"
 TREE = "checkpoint"  # the one file in a folder of the reference's
 ABOUT = "_METADATA"  # what newer Orbax has in its place
-KEPT = "reference-rest.msgpack"
 
 
 class ReferenceFile(NamedTuple):

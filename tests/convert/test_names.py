@@ -11,9 +11,9 @@ import torch
 from helpers import assert_same
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
-from transformer_vq.convert import from_reference, reference_config, state_to_reference, to_reference
+from transformer_vq.convert.names import from_reference, reference_config, state_to_reference, to_reference
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "golden"
 FILES = sorted((SHARED if SHARED.is_dir() else REPOSITORY / "tests" / "golden").glob("*.npz"))
 FILE = pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)

@@ -21,12 +21,12 @@ from tokenizers.models import WordLevel
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.cli import run
-from transformer_vq.convert import reference_settings, to_reference
-from transformer_vq.flax_tree import flat, nested, pack, unpack
-from transformer_vq.reference_files import read_reference, write_reference
+from transformer_vq.convert.files import read_reference, write_reference
+from transformer_vq.convert.flax_tree import flat, nested, pack, unpack
+from transformer_vq.convert.names import reference_settings, to_reference
 from transformer_vq.training import load_run
 
-FLAX = Path(__file__).parent / "golden" / "flax"
+FLAX = Path(__file__).parents[1] / "golden" / "flax"
 SHAPE = {"layers": 4, "width": 16, "key_dim": 8, "value_dim": 12, "window": 4, "block_len": 4, "gradients": "block"}
 MODELS = {
     "untied": {"tied_embedding": False, "final_norm": False},
