@@ -6,7 +6,7 @@ from helpers import assert_same
 from torch.nn.functional import silu
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
-from transformer_vq.models.attention import Context
+from transformer_vq.models.attention import Carried, Context
 
 D, H, HKV, K, V, T = 12, 4, 2, 4, 6, 7
 
@@ -72,7 +72,9 @@ def transformer(block, x):
 @torch.no_grad()
 def test_block_is_its_equation(definition):
     block, x = block_and_input(definition.__name__)
-    got, _, _ = block(x, Context(segments=None, mask=None, draws=None), None)
+    got, _, _ = block(
+        x, Context(segments=None, mask=None, draws=None, places=torch.arange(x.shape[1])), Carried(None, None)
+    )
     assert_same({"x": got}, {"x": definition(block, x)}, rtol=1e-12)
 
 

@@ -38,6 +38,10 @@ VARIANTS = {
     "fsq": {"quantizer": {"kind": "fsq", "levels": [3, 3]}},
     "one-code": {"quantizer": {"kind": "vq", "codes": 1}},
     "no-window": {"window": 0},
+    "conv": {"conv": 4},
+    "conv-grouped": {"conv": 3, "block": "transformer", "kv_heads": 2, "position": "rotary"},
+    "conv-longer-than-calls": {"conv": 7, "position": "none", "per_layer": {"1": {"kind": "none"}}},
+    "conv-one-tap": {"conv": 1},
 }
 EACH = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -63,7 +67,8 @@ def same(got: torch.Tensor, want: torch.Tensor, rtol: float = 1e-10) -> None:
 
 def state_tensors(state) -> dict[str, torch.Tensor]:
     layers = {f"{i}.{n}": x.double() for i, layer in enumerate(state.layers) for n, x in layer._asdict().items()}
-    return {**layers, "position": state.position, "segment": state.segment}
+    inputs = {f"inputs.{i}": x for i, x in enumerate(state.inputs)}
+    return {**layers, **inputs, "position": state.position, "segment": state.segment}
 
 
 def test_the_design_s_example():

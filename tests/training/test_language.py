@@ -43,7 +43,7 @@ def no_pictures(request, monkeypatch):
     [
         {"data__order": "windows", **DROPOUTS},
         {"data__order": "streams", "data__document_boundaries": "reset", **DROPOUTS},
-        {"data__order": "streams", "train__updates_per_sequence": 3, "train__optimizer": "muon"},
+        {"data__order": "streams", "train__updates_per_sequence": 3, "train__optimizer": "muon", "model__conv": 4},
         {"data__order": "streams", "model__per_layer": {"0": {"kind": "none"}, "1": {"start_step": 12}}},
         {"model__quantizer": {"codes": 8, "init": "kmeans", "start_step": 6, "dead_code_threshold": 0.5}},
     ],

@@ -47,6 +47,13 @@ class TransformerVQConfig(Settings):
     block_len: int = Field(
         128, ge=1, description="L: length of a block of the linear-time pass; speed, never the result"
     )
+    conv: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="taps of a short causal convolution on what queries, keys and values are made of; 0: none, as in "
+        "the paper; 4 brings copying and recall much earlier",
+    )
     position: Literal["xl", "scalar", "rotary", "none"] = Field(
         "xl", description="xl: Transformer-XL bias | scalar: a learned number per head and distance | rotary | none"
     )

@@ -233,6 +233,7 @@ def _check(config: TransformerVQConfig) -> None:
     wrong = {
         f"block: {config.block}": config.block != "gau",
         f"position: {config.position}": config.position != "xl",
+        f"conv: {config.conv}": config.conv > 0,
         f"kv_heads: {config.kv_heads}": config.key_value_heads != config.heads,
         f"an odd number of layers, {config.layers}": config.layers % 2 == 1,
         "a layer without kind: vq and codebook: ema": any(

@@ -17,13 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from transformer_vq.config import TransformerVQConfig
+from transformer_vq.models.conv import ShortConvolution
 from transformer_vq.models.norm import rms_normalize
 from transformer_vq.models.positions import POSITIONS
 from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import AttentionState, FullState, full_attention
 from transformer_vq.quantizers import Quantized, Quantizer, build_quantizer
+from transformer_vq.quantizers.seeds import seeded
 
 LayerState = AttentionState | FullState
+
+
+class Carried(NamedTuple):
+    """What one layer carries from call to call."""
+
+    attention: LayerState | None
+    """None before the first call."""
+    inputs: Tensor | None
+    """(B, conv-1, D): the last inputs of the short convolution; None before the first call and without one."""
 
 
 class Context(NamedTuple):
@@ -35,6 +46,8 @@ class Context(NamedTuple):
     """(B, T) or None."""
     draws: Tensor | None
     """(B,) int64, what the dropout that lasts a sequence follows from; None where there is none."""
+    places: Tensor
+    """(B, T) int64: of each real token in its document."""
 
 
 class VQAttention(nn.Module):
@@ -49,6 +62,8 @@ class VQAttention(nn.Module):
         self.kind = settings.kind
         self.quantizer = build_quantizer(settings, config.key_value_heads, config.key_dim, seed=seed, layer=layer)
         self.position = POSITIONS[config.position](config, layer, generator)
+        own = seeded(seed, layer, "conv")  # not `generator`: all other weights are those of the model without it
+        self.conv = ShortConvolution(config.width, config.conv, own) if config.conv else None
 
     @property
     def keeps_every_key(self) -> bool:
@@ -59,6 +74,13 @@ class VQAttention(nn.Module):
     def quantizes(self) -> bool:
         """False for `kind: none` and, while it warms up, for a quantizer with a start_step."""
         return self.kind != "none" and not self.quantizer.warming_up
+
+    def mix(self, y: Tensor, context: Context, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """y (B, T, D), the normed input -> what projections read, and the inputs to carry on (`Carried.inputs`)."""
+        if self.conv is None:
+            return y, None
+        mixed: tuple[Tensor, Tensor] = self.conv(y, before, context.places, context.mask)
+        return mixed
 
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads·width), head-major -> (B, heads, T, width)."""

@@ -3,7 +3,7 @@
 Counted on the model itself, built on the meta device (no memory, no weights), so that it cannot drift from the code.
 One multiply-add is 2 FLOPs. Per token, forward, what grows with widths; norms, softmax and activations are left out:
 
-    matrices    2 · their weights
+    matrices    2 · their weights, short convolutions included
     lookup      2 · Hkv·S·K               distances to every code (vq, simvq; the others project, round, expand)
     position    2 · H·K·(M+1)             xl: the query against every relative position
     window      2 · H·(K+V)·(M+1)         the keys that are seen exactly
@@ -41,7 +41,7 @@ def describe(config: TransformerVQConfig, length: int) -> dict[str, Any]:
     for i, (module, settings) in enumerate(zip(model.layers, config.layer_quantizers(), strict=True)):
         layer = cast(VQAttention, module)
         size = getattr(settings, "size", None)
-        kept = layer_state(layer, size or 1, length)
+        kept = [*layer_state(layer, size or 1, length), *conv_state(layer)]
         layers.append(
             {
                 "layer": i,
@@ -83,6 +83,13 @@ def layer_state(layer: VQAttention, size: int, length: int) -> AttentionState | 
             one = torch.empty(1, dtype=torch.int64)
             return FullState(k, v, torch.empty(1, length, dtype=torch.bool), one, one)
     return initial_state(1, heads, *widths, size, config.window, torch.float32, "meta")
+
+
+def conv_state(layer: VQAttention) -> list[torch.Tensor]:
+    """The inputs that one stream carries for the layer's short convolution."""
+    if layer.conv is None:
+        return []
+    return [torch.empty(1, layer.conv.reach, layer.config.width, dtype=torch.float32, device="meta")]
 
 
 def layer_flops(layer: VQAttention, size: int, length: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transformer_vq.config import TransformerVQConfig
-from transformer_vq.models.attention import Context, LayerState, VQAttention
+from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.dropout import ResidualDropout
 from transformer_vq.models.init import linear
 from transformer_vq.models.norm import RMSNorm
@@ -33,12 +33,12 @@ class GAU(VQAttention):
         self.out_proj = linear(config.heads * config.value_dim, config.width, generator)
         self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer, layer)
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None) -> tuple[Tensor, LayerState, Quantized]:
-        """x (B, T, D) -> the same shape, the state to carry on, and what the quantizer says."""
+    def forward(self, x: Tensor, context: Context, carried: Carried) -> tuple[Tensor, Carried, Quantized]:
+        """x (B, T, D) -> the same shape, what to carry on, and what the quantizer says."""
         heads, kv_heads = self.config.heads, self.config.key_value_heads
-        y = self.norm(x)
+        y, inputs = self.mix(self.norm(x), context, carried.inputs)
         k, v, gate = self.kvg_proj(y).split(self.widths, -1)
         q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
         v = self.split_heads(F.silu(v), kv_heads)
-        o, after, quantized = self.attend(q, k, v, context, state)
-        return x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws), after, quantized
+        o, after, quantized = self.attend(q, k, v, context, carried.attention)
+        return x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws), Carried(after, inputs), quantized

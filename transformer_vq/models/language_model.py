@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transformer_vq.config import ConfigError, TransformerVQConfig
-from transformer_vq.models.attention import Context, VQAttention
+from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.gau import GAU
 from transformer_vq.models.init import embedding, linear
 from transformer_vq.models.norm import RMSNorm
@@ -138,18 +138,20 @@ class TransformerVQ(nn.Module):
             table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
             x = x + self.absolute_scale * table
         x = self.dropout(x)
-        context = Context(segments, mask, draws)
+        context = Context(segments, mask, draws, positions)
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
-        states, quantized = [], []
+        after, quantized = [], []
         for i, layer in enumerate(self.layers):
-            carried = None if state is None else state.layers[i]
+            carried = Carried(None, None) if state is None else state.of_layer(i)
             if recompute:
                 x, left, result = checkpoint(layer, x, context, carried, use_reentrant=False)
             else:
                 x, left, result = layer(x, context, carried)
-            states.append(left)
+            after.append(left)
             quantized.append(result)
-        return self.norm(x), ModelState(tuple(states), position, segment, draws), tuple(quantized)
+        layers = tuple(left.attention for left in after)
+        inputs = tuple(left.inputs for left in after if left.inputs is not None)
+        return self.norm(x), ModelState(layers, position, segment, draws, inputs), tuple(quantized)
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, vocab), fp32 or wider; a tied head is also computed in that type, as in the paper."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transformer_vq.models.attention import LayerState
+from transformer_vq.models.attention import Carried, LayerState
 from transformer_vq.ops.attention.full import FullState, trim
 
 
@@ -25,6 +25,12 @@ class ModelState(NamedTuple):
     """(B,) int64: id of the last real token's segment; means nothing where `position` is 0."""
     draws: Tensor
     """(B,) int64: what the dropout that lasts a sequence follows from; 0: nothing drawn yet."""
+    inputs: tuple[Tensor, ...] = ()
+    """One a layer, (B, conv-1, D): the last inputs of its short convolution; empty without one."""
+
+    def of_layer(self, i: int) -> Carried:
+        """What layer i carries."""
+        return Carried(self.layers[i], self.inputs[i] if self.inputs else None)
 
     def reset_rows(self, fresh: Tensor) -> ModelState:
         """The rows where fresh (B,) bool is True start anew, as with `state=None`; the others go on.
@@ -42,7 +48,8 @@ class ModelState(NamedTuple):
     def _map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         """`change` applied to every tensor."""
         layers = tuple(type(layer)(*map(change, layer)) for layer in self.layers)
-        return ModelState(layers, change(self.position), change(self.segment), change(self.draws))
+        inputs = tuple(map(change, self.inputs))
+        return ModelState(layers, change(self.position), change(self.segment), change(self.draws), inputs)
 
 
 def locate(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transformer_vq.config import TransformerVQConfig
-from transformer_vq.models.attention import Context, LayerState, VQAttention
+from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.dropout import ResidualDropout
 from transformer_vq.models.init import linear
 from transformer_vq.models.norm import RMSNorm
@@ -47,12 +47,12 @@ class TransformerBlock(VQAttention):
         self.mlp = SwiGLU(config, generator)
         self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer, layer)
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None) -> tuple[Tensor, LayerState, Quantized]:
-        """x (B, T, D) -> the same shape, the state to carry on, and what the quantizer says."""
+    def forward(self, x: Tensor, context: Context, carried: Carried) -> tuple[Tensor, Carried, Quantized]:
+        """x (B, T, D) -> the same shape, what to carry on, and what the quantizer says."""
         heads, kv_heads = self.config.heads, self.config.key_value_heads
-        y = self.norm(x)
+        y, inputs = self.mix(self.norm(x), context, carried.inputs)
         k, v = self.kv_proj(y).split(self.widths, -1)
         q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
-        o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, state)
+        o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, carried.attention)
         x = x + self.dropout(self.out_proj(o), context.draws)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, place=1), after, quantized
+        return x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, place=1), Carried(after, inputs), quantized

@@ -161,6 +161,7 @@ class LanguageTask(Task):
             for i, layer in enumerate(state.layers):
                 place = f"{slot}.{i}.{type(layer).__name__}"
                 tensors |= {f"{place}.{field}": tensor for field, tensor in layer._asdict().items()}
+            tensors |= {f"{slot}.inputs.{i}": tensor for i, tensor in enumerate(state.inputs)}
         return tensors
 
     def restore(self, carried: Mapping[str, Tensor]) -> None:
@@ -259,11 +260,13 @@ def _state(tensors: Mapping[str, Tensor], slot: str) -> ModelState:
     kinds: dict[int, str] = {}
     for name, tensor in tensors.items():
         parts = name.removeprefix(slot).split(".")
-        if name.startswith(slot) and len(parts) == 3:
+        if name.startswith(slot) and len(parts) == 3:  # "0.AttentionState.v", not "inputs.0"
             layers.setdefault(int(parts[0]), {})[parts[2]] = tensor
             kinds[int(parts[0])] = parts[1]
     states = tuple(LAYER_STATES[kinds[i]](**layers[i]) for i in sorted(layers))
-    return ModelState(states, **{name: tensors[f"{slot}{name}"] for name in ROWS})
+    convolved = (f"{slot}inputs.{i}" for i in range(len(states)))
+    inputs = tuple(tensors[name] for name in convolved if name in tensors)
+    return ModelState(states, **{name: tensors[f"{slot}{name}"] for name in ROWS}, inputs=inputs)
 
 
 def _some(names: list[str]) -> str:
