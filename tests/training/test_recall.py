@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from transformer_vq.config import validate
+from transformer_vq.config import ConfigError, validate
 from transformer_vq.config.recall import RecallRunConfig
 from transformer_vq.training.recall import RecallTask, run
 
@@ -28,8 +28,62 @@ def test_a_run_reports_accuracy_by_distance(tmp_path, recall):
     test = run(settings(tmp_path, recall={**recall, "examples": 32}), quiet=True)["test"]
     assert 0 <= test["accuracy"] <= 1 and math.isfinite(test["loss"])
     by_distance = {key for key in test if key.startswith("distance")}
-    assert by_distance and ("task" not in recall or by_distance == {f"distance{n}/accuracy" for n in (3, 7, 11)})
+    needle = {f"distance{n}/{name}" for n in (3, 7, 11) for name in ("accuracy", "bits")}
+    assert by_distance and ("task" not in recall or by_distance == needle)
     assert test["questions"] == 32 * recall.get("pairs", 1) and "layer0/usage" in test
+
+
+TEXT = "".join(f"line {i} of {i * i % 97} things\n" for i in range(400))
+
+
+def repeat_settings(tmp_path, **changes):
+    (tmp_path / "text").write_text(TEXT)
+    tree = {
+        "recall": {"task": "repeat", "examples": 16, "repeat": {"span": [6, 9], "gap": 10, "cue": 2}},
+        "data": {"source": str(tmp_path / "text"), "cache": str(tmp_path / "cache")},
+        "train": {"steps": 3, "batch_size": 4, "seq_len": 40, "warmup": 1},
+    }
+    return settings(tmp_path, **{**tree, **changes})
+
+
+def test_a_repeat_run_scores_the_returns_by_distance_and_the_rest_apart(tmp_path):
+    summary = run(repeat_settings(tmp_path), quiet=True)
+    test = summary["test"]
+    assert 16 * 4 <= test["questions"] <= 16 * 7 and {"distance16/bits", "distance16/accuracy"} <= test.keys()
+    assert test["bits"] == pytest.approx(test["loss"] / math.log(2)) and 0 < test["other_bits"] < 20
+    assert (tmp_path / "run" / "tokenizer.json").is_file()
+    assert run(repeat_settings(tmp_path), quiet=True) == summary  # finished
+
+
+def test_training_has_several_returns_and_periods_and_tests_have_one(tmp_path):
+    task = RecallTask(repeat_settings(tmp_path), torch.device("cpu"))
+    examples = task._examples(64, "test", 1)
+    assert all(len(set(row[row > 0])) == 1 and (row > 0).sum() <= 7 for row in examples.distance)
+    assert (examples.labels[:, :-1] == examples.tokens[:, 1:]).all()  # everything is learned
+    train = task._examples(64, "train", 1).distance
+    assert any(len(set(row[row > 0])) > 1 for row in train) and any((row > 0).sum() > 21 for row in train)
+    counts = task.batch(0, range(4), 0).counts
+    assert counts == {"lm": 4 * 40, "quantizers": 4 * 40}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": None}, "task: repeat reads a text"),
+        ({"recall": {"task": "mqar", "vocab": 16, "pairs": 2}}, "task: mqar reads no text"),
+        ({"recall": {"task": "repeat", "repeat": {"span": [15, 18], "gap": 10}}}, "train.seq_len = 40: too short.* 45"),
+        ({"recall": {"task": "repeat", "repeat": {"span": [4, 9]}}}, r"recall.repeat.span = \[4, 9\]: .* cue = 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        repeat_settings(tmp_path, **changes)
+
+
+def test_a_text_that_is_too_short_is_refused_before_training(tmp_path):
+    config = repeat_settings(tmp_path, train={"steps": 3, "seq_len": 600})
+    with pytest.raises(ConfigError, match=r"valid.* tokens; at least 601"):
+        RecallTask(config, torch.device("cpu"))
 
 
 def test_rows_do_not_depend_on_how_they_are_split(tmp_path):

@@ -1,4 +1,4 @@
-"""Settings of a recall run: a language model on synthetic sequences that ask for something seen earlier."""
+"""Settings of a recall run: a language model on sequences that ask for something seen earlier."""
 
 from __future__ import annotations
 
@@ -8,21 +8,44 @@ from pydantic import Field, model_validator
 
 from transformer_vq.config.base import Settings
 from transformer_vq.config.model import TransformerVQConfig
-from transformer_vq.config.run import CheckpointConfig, EvalConfig, TrainConfig
+from transformer_vq.config.run import CheckpointConfig, DataConfig, EvalConfig, TrainConfig
+
+
+class RepeatConfig(Settings):
+    """Strings of random letters that come back in windows of a text."""
+
+    span: tuple[int, int] = Field((12, 24), strict=False, description="shortest and longest string, in tokens")
+    gap: int = Field(
+        24,
+        ge=0,
+        description="fewest tokens between a string and its return; of k windows, k·model.window",
+    )
+    cue: int = Field(4, ge=1, description="first tokens of a return that are not scored: they say which string it is")
+    returns: int = Field(3, ge=1, description="a string comes back 1 to so many times in training, once in valid, test")
+    periodic: float = Field(
+        0.5, ge=0, le=1, description="share of training rows that are one string repeated to the end; a curriculum"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RepeatConfig:
+        if not self.cue < self.span[0] <= self.span[1]:
+            raise ValueError(f"span = {list(self.span)}: shortest, then longest, both above cue = {self.cue}")
+        return self
 
 
 class RecallConfig(Settings):
     """What the sequences are; their length is `train.seq_len`."""
 
-    task: Literal["mqar", "needle"] = Field(
+    task: Literal["mqar", "needle", "repeat"] = Field(
         "mqar",
         description="mqar: several pairs at the start, asked for later (2312.04927) | needle: one pair at any "
-        "distance, asked for at the end",
+        "distance, asked for at the end | repeat: strings of letters that come back in windows of the text of `data`",
     )
-    vocab: int = Field(128, ge=8, description="token ids; keys are the lower half, values the upper")
+    vocab: int = Field(128, ge=8, description="mqar, needle: token ids; keys are the lower half, values the upper")
     pairs: int = Field(8, ge=1, description="mqar: key-value pairs of a sequence")
     power: float = Field(0.01, gt=0, description="mqar: gaps to the query follow a power law with exponent power - 1")
     distances: int = Field(8, ge=1, description="needle: so many distances, equally spaced up to the whole sequence")
+    repeat: RepeatConfig = Field(RepeatConfig(), description="repeat: the strings")
     examples: int = Field(512, ge=1, description="sequences of each of valid and test")
 
 
@@ -32,6 +55,7 @@ class RecallRunConfig(Settings):
     seed: int = Field(0, ge=0, description="of everything random: weights, training sequences")
     run_dir: str = Field("runs/recall", min_length=1, description="the one folder that a run writes to")
     recall: RecallConfig = RecallConfig()
+    data: DataConfig | None = Field(None, description="of task: repeat, the text; order and boundaries do not count")
     model: TransformerVQConfig = TransformerVQConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig(every=None)
@@ -40,6 +64,17 @@ class RecallRunConfig(Settings):
     @model_validator(mode="after")
     def _fits(self) -> RecallRunConfig:
         recall, length = self.recall, self.train.seq_len
+        if (self.data is None) == (recall.task == "repeat"):
+            why = "task: repeat reads a text; name one" if self.data is None else f"task: {recall.task} reads no text"
+            raise ValueError(f"data: {why}")
+        if recall.task == "repeat":
+            need = 2 * recall.repeat.span[1] + recall.repeat.gap
+            if need > length + 1:
+                raise ValueError(
+                    f"train.seq_len = {length}: too short for recall.repeat, {recall.repeat.span[1]} tokens twice "
+                    f"and gap = {recall.repeat.gap} between; at least {need - 1}"
+                )
+            return self
         if self.model.vocab_size not in (None, recall.vocab):
             raise ValueError(f"model.vocab_size = {self.model.vocab_size}: is recall.vocab, {recall.vocab}, or null")
         if recall.task == "mqar" and recall.pairs > min(recall.vocab // 2 - 1, length // 4):
@@ -52,5 +87,7 @@ class RecallRunConfig(Settings):
 
     @property
     def settled_model(self) -> TransformerVQConfig:
-        """`model` with the vocabulary of the task."""
+        """`model` with the vocabulary of the task; of task: repeat the tokenizer has it."""
+        if self.recall.task == "repeat":
+            return self.model
         return self.model.model_copy(update={"vocab_size": self.recall.vocab})

@@ -22,7 +22,9 @@ IGNORED = -100
 
 
 class Examples(NamedTuple):
-    """tokens (B, T) int64; labels (B, T) int64, IGNORED where nothing is asked; distance (B, T) from key to query."""
+    """tokens (B, T) int64; labels (B, T) int64, IGNORED where nothing is learned; distance (B, T) from what is asked
+    back to where it stood, 0 where nothing is asked.
+    """
 
     tokens: np.ndarray
     labels: np.ndarray

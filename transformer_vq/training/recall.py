@@ -1,29 +1,39 @@
 """The recall task: a language model that must answer from what it has seen, with new sequences in every step.
 
 accuracy             share of the questions whose most likely token is the answer
-distanceN/accuracy   the same over questions whose key lies N tokens back (needle); N to 2N - 1, N a power of 2 (mqar)
+loss, bits           of the questions, in nats and in bits
+distanceN/accuracy   the same over questions whose key lies N tokens back (needle); N to 2N - 1, N a power of 2 (mqar,
+                     repeat). Likewise distanceN/bits
+other_bits           of all other tokens that are learned (repeat), per token
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from transformer_vq.config.recall import RecallRunConfig
+from transformer_vq.data import prepare, repeat
 from transformer_vq.data.recall import IGNORED, Examples, make_examples
 from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import evaluating
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.names import check_names
+from transformer_vq.training.distributed import on_main
+from transformer_vq.training.language import with_vocabulary
 from transformer_vq.training.loop import train
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
+TRAIN = "train"
 SPLITS = {"valid": 1, "test": 2}  # their sequences are the same in every run
 EXAMPLES_SEED = 20231204
 
@@ -33,13 +43,18 @@ class RecallTask(Task):
 
     def __init__(self, config: RecallRunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.model = TransformerVQ(config.settled_model, seed=config.seed)
+        self.corpus = None if config.data is None else prepare(config.data)
+        settled = config.settled_model
+        model = settled if self.corpus is None else with_vocabulary(settled, self.corpus.tokenizer)
+        self.model = TransformerVQ(model, seed=config.seed)
+        for split in SPLITS:
+            self._examples(1, split)  # what is wrong with a text is heard of now
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
 
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
         """New sequences; each row has a generator of its own, so that rows do not depend on how they are split."""
-        parts = [self._examples(1, self.config.seed, 0, step, row) for row in rows]
+        parts = [self._examples(1, TRAIN, self.config.seed, 0, step, row) for row in rows]
         tokens, labels = (
             torch.as_tensor(np.concatenate([getattr(part, name) for part in parts]), device=self.device)
             for name in ("tokens", "labels")
@@ -48,7 +63,7 @@ class RecallTask(Task):
         return MicroBatch((tokens, labels), counts, tokens.numel(), slot)
 
     def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
-        """Cross-entropy where something is asked, and the quantizers' own."""
+        """Cross-entropy where there is a label, and the quantizers' own."""
         tokens, labels = batch.inputs
         out = module(tokens, labels=labels)
         return Losses({"lm": out.loss_lm, "quantizers": out.loss_quantizers}, out.metrics)
@@ -62,45 +77,64 @@ class RecallTask(Task):
         self.model.apply_codebook_statistics()
 
     def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
-        """The answers' loss alone."""
+        """The loss without the quantizers'."""
         return {"loss_lm": losses["lm"]}
 
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
-        """Loss and accuracy over all questions of the split, accuracy by distance, codebook health."""
+        """Loss and accuracy over all questions of the split, both by distance too, and codebook health."""
         recall, size = self.config.recall, self.config.eval.batch_size
-        examples = self._examples(recall.examples, EXAMPLES_SEED, SPLITS[split])
-        loss, right = 0.0, np.zeros(examples.labels.shape, dtype=bool)
-        asked = examples.labels != IGNORED
+        examples = self._examples(recall.examples, split, EXAMPLES_SEED, SPLITS[split])
+        nats, right = np.zeros(examples.labels.shape), np.zeros(examples.labels.shape, dtype=bool)
+        asked = examples.distance > 0
         with evaluating(self.model), SplitHealth(self.model) as health:
             for start in range(0, recall.examples, size):
                 rows = slice(start, start + size)
                 tokens, labels = (torch.as_tensor(x[rows], device=self.device) for x in examples[:2])
                 health.count_only(torch.ones_like(tokens, dtype=torch.bool))
                 logits = self.model(tokens).logits
-                loss += _total_loss(logits, labels)
+                nats[rows] = _losses(logits, labels)
                 right[rows] = (logits.argmax(-1) == labels).cpu().numpy()
             found = health.summary()
         far = examples.distance[asked]
         place = far if recall.task == "needle" else 2 ** np.floor(np.log2(far)).astype(np.int64)
-        by_distance = {f"distance{n}/accuracy": float(right[asked][place == n].mean()) for n in np.unique(place)}
-        questions = int(asked.sum())
-        total = {"loss": loss / questions, "accuracy": float(right[asked].mean()), "questions": questions}
+        numbers = {"accuracy": right[asked], "bits": nats[asked] / math.log(2)}
+        total = {"loss": float(nats[asked].mean()), "questions": int(asked.sum())}
+        total |= {name: float(values.mean()) for name, values in numbers.items()}
+        others = ~asked & (examples.labels != IGNORED)
+        if others.any():
+            total["other_bits"] = float(nats[others].mean()) / math.log(2)
+        by_distance = {
+            f"distance{n}/{name}": float(values[place == n].mean())
+            for n in np.unique(place)
+            for name, values in numbers.items()
+        }
         return {**total, **by_distance, **found}
 
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
         recall, model = self.config.recall, self.model.config
+        kinds = f"tokens of {recall.vocab}" if self.corpus is None else f"tokens of {self.corpus.describe()}"
         return {
-            "data": f"{recall.task}, sequences of {self.config.train.seq_len} tokens of {recall.vocab}",
+            "data": f"{recall.task}, sequences of {self.config.train.seq_len} {kinds}",
             "model": f"{model.layers} {model.block} layers of width {model.width}",
         }
 
-    def _examples(self, rows: int, *seed: int) -> Examples:
-        return make_examples(self.config.recall, self.config.train.seq_len, rows, np.random.default_rng(seed))
+    def begin(self, folder: Path) -> None:
+        """A tokenizer belongs to the run."""
+        if self.corpus is not None:
+            self.corpus.tokenizer.save(folder)
+
+    def _examples(self, rows: int, split: str, *seed: int) -> Examples:
+        recall, length, draw = self.config.recall, self.config.train.seq_len, np.random.default_rng(seed)
+        if self.corpus is None:
+            return make_examples(recall, length, rows, draw)
+        return repeat.make_examples(self.corpus.splits[split], recall.repeat, length, rows, split == TRAIN, draw)
 
 
-def _total_loss(logits: Tensor, labels: Tensor) -> float:
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
+def _losses(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
+    """Nats of each label (B, T), 0 where there is none."""
+    losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(labels.shape).double().cpu().numpy()
 
 
 def run(config: RecallRunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -108,6 +142,8 @@ def run(config: RecallRunConfig, resume: bool = False, overwrite: bool = False, 
     check_names(config.settled_model)
 
     def make(accelerator: Accelerator) -> RecallTask:
+        if (data := config.data) is not None:  # one process tokenizes, the others find the tokens
+            on_main(accelerator, lambda: prepare(data) and None)
         return RecallTask(config, accelerator.device)
 
     return train(config, make, resume, overwrite, quiet)
