@@ -16,9 +16,10 @@ import toy_runs
 import yaml
 
 from transformer_vq.config import ConfigError
+from transformer_vq.files import lock
 from transformer_vq.studies.engines import Slot, _environment, slots
 from transformer_vq.studies.execute import ending
-from transformer_vq.studies.folder import lock, read_status
+from transformer_vq.studies.folder import read_status
 from transformer_vq.studies.plan import load_study
 from transformer_vq.studies.run import choose, metric_of, run_study, state_of
 from transformer_vq.studies.trial import estimate
@@ -112,9 +113,8 @@ def test_the_primary_comparison_is_fixed_once_runs_exist(write_toy):
 
 def test_a_folder_in_use_is_refused_by_name(write_toy):
     study = load_study(write_toy())
-    with lock(study.folder / ".lock") as held:
-        held.write("123 on here")
-        held.flush()
+    with lock(study.folder / ".lock"):
+        (study.folder / ".holder").write_text("123 on here")
         with pytest.raises(ConfigError, match="a study is being run there, by process 123 on here"):
             run_study(study)
 

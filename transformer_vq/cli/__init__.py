@@ -26,6 +26,7 @@ from transformer_vq.cli.length import length
 from transformer_vq.cli.plot import plot
 from transformer_vq.cli.study import study
 from transformer_vq.cli.train import train
+from transformer_vq.files import WriteError, complaint
 
 app = typer.Typer(
     name="transformer-vq",
@@ -90,8 +91,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if error.format_message():  # no arguments at all: the help is on the screen
             print_error(error.format_message())
         return error.exit_code
-    except Failure as error:
+    except (Failure, WriteError) as error:
         print_error(str(error))
+        return 1
+    except OSError as error:
+        if (text := complaint(error)) is None:
+            raise
+        print_error(text)
         return 1
     except ValueError as error:
         from transformer_vq.config import ConfigError

@@ -61,10 +61,9 @@ def length(
         with progress_bar(f"{run}, {split}") as progress:
             results[run] = bits_by_position(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
     if plot is not None:
-        from transformer_vq.evaluation.plots import draw_positions
+        from transformer_vq.evaluation.plots import draw_positions, save_figure
 
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        draw_positions(results, sorted(set(trained_on.values()))).savefig(plot, dpi=150)
+        save_figure(draw_positions(results, sorted(set(trained_on.values()))), plot)
     if json:
         found = {run: [b._asdict() for b in bins] for run, bins in results.items()}
         print_json({"split": split, "times": times, "trained_on": trained_on, "positions": found})

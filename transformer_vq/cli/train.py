@@ -69,10 +69,9 @@ def in_place(settings: RunConfig, source: str, overrides: list[str]) -> RunConfi
 
 def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) -> None:
     """What a run would do. No data is read and nothing is written.  Raises ConfigError as the run would."""
-    from transformer_vq.training.language import resolved
     from transformer_vq.training.run_folder import RunFolder
 
-    finished = RunFolder(settings.run_dir).check(resolved(settings), resume, overwrite)
+    finished = RunFolder(settings.run_dir).check(settings.written(), resume, overwrite)
     last = None if overwrite else RunFolder(settings.run_dir).checkpoints.last()
     found = facts(settings)
     tokens = settings.train.steps * settings.train.batch_size * settings.train.seq_len

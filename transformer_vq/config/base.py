@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -9,6 +11,10 @@ class Settings(BaseModel):
     """A block of settings. Immutable; a wrong key, type or bound raises before anything is loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    def written(self) -> Self:
+        """These settings as a run folder keeps them."""
+        return self
 
 
 class ConfigError(ValueError):

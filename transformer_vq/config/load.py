@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from transformer_vq.config.base import ConfigError, Settings
 from transformer_vq.config.explain import explain, one_line
+from transformer_vq.files import write_text
 
 S = TypeVar("S", bound=Settings)
 
@@ -138,8 +139,8 @@ def validate(tree: Mapping[str, Any], schema: type[S]) -> S:
 
 
 def save_config(settings: Settings, path: Path) -> None:
-    """Write settings as YAML, in the order of their definition."""
-    path.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    """Write settings as YAML, in the order of their definition, in one piece.  Raises WriteError."""
+    write_text(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

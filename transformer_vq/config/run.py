@@ -135,3 +135,7 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def written(self) -> RunConfig:
+        """With every layer's quantizer written out."""
+        return self.model_copy(update={"model": self.model.resolved()})

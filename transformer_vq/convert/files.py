@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
 from transformer_vq.convert.flax_tree import Tree, flat, nested, pack, unpack
+from transformer_vq.files import write, writing
 from transformer_vq.training.run_folder import KEPT
 
 Arrays = dict[str, NDArray[Any]]
@@ -71,13 +72,14 @@ def write_reference(
 ) -> None:
     """Write a `.npz` with the settings, or for any other name a folder with `rest`; it is there whole or not at all.
 
-    Raises ConfigError where something is there already.
+    Raises ConfigError where something is there already, WriteError.
     """
     if path.exists():
         raise ConfigError(f"{path}: is there already; name another")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
-    try:
+    with ExitStack() as whole:
+        whole.enter_context(writing(path, sum(array.nbytes for array in params.values())))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(whole.enter_context(tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")))
         written = place / path.name
         if path.suffix == ".npz":
             text = np.frombuffer(json.dumps(settings).encode(), np.uint8)
@@ -87,8 +89,6 @@ def write_reference(
             tree = {**(rest or {}), "params": nested(params)}
             (written / TREE).write_bytes(pack({key: tree[key] for key in sorted(tree)}))
         os.replace(written, path)
-    finally:
-        shutil.rmtree(place)
 
 
 def write_kept(run: Path, unused: Mapping[str, NDArray[Any]], rest: Mapping[str, Any]) -> None:
@@ -97,7 +97,8 @@ def write_kept(run: Path, unused: Mapping[str, NDArray[Any]], rest: Mapping[str,
     unused: parameters that are read by nothing; rest: the other parts of a train state.
     """
     if unused or rest:
-        (run / KEPT).write_bytes(pack({"unused": nested(unused), "rest": dict(rest)}))
+        data = pack({"unused": nested(unused), "rest": dict(rest)})
+        write(run / KEPT, lambda place: place.write_bytes(data), len(data))
 
 
 def read_kept(run: Path) -> tuple[Arrays, Tree]:

@@ -35,6 +35,7 @@ from transformer_vq.data.tokenizers import (
     token_dtype,
     tokenizer_identity,
 )
+from transformer_vq.files import room
 
 FORMAT = 2
 GROUP = 1 << 22
@@ -116,7 +117,7 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
             if not is_whole(cache / key):
                 write_entry(cache / key, source, config, progress)
     except OSError as error:
-        raise ConfigError(f"data.cache = {cache}: tokens cannot be kept there: {error}") from None
+        raise ConfigError(f"data.cache = {cache}: tokens cannot be kept there: {error}{room(error, cache)}") from None
     return open_entry(cache / key, source)
 
 
@@ -138,13 +139,13 @@ def is_whole(entry: Path) -> bool:
     """There, and every file of the size it was written with."""
     if not (entry / "meta.json").is_file():
         return False
-    files: dict[str, int] = json.loads((entry / "meta.json").read_text())["files"]
+    files: dict[str, int] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["files"]
     return all((entry / name).is_file() and (entry / name).stat().st_size == size for name, size in files.items())
 
 
 def open_entry(entry: Path, source: Source) -> Corpus:
     """Map the token files of a whole entry."""
-    meta = json.loads((entry / "meta.json").read_text())
+    meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(entry)
     splits = {
         name: TokenFile(
@@ -171,7 +172,7 @@ def write_entry(entry: Path, source: Source, config: DataConfig, progress: Progr
     try:
         meta = tokenize(folder, source, config, progress)
         files = {path.name: path.stat().st_size for path in folder.iterdir()}
-        (folder / "meta.json").write_text(json.dumps({**meta, "files": files}, indent=1))
+        (folder / "meta.json").write_text(json.dumps({**meta, "files": files}, indent=1), encoding="utf-8")
         for path in [*folder.iterdir(), folder]:
             flush(path)
         folder.rename(entry)

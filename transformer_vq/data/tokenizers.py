@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
 from transformer_vq.data.documents import Piece
+from transformer_vq.files import write_text
 
 FILE = "tokenizer.json"
 BPE_SAMPLE = 200_000_000
@@ -59,7 +60,7 @@ class Tokenizer(ABC):
 
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json`, from which `load_tokenizer` restores."""
-        Path(folder, FILE).write_text(self.to_json(), encoding="utf-8")
+        write_text(Path(folder, FILE), self.to_json())
 
     @property
     def sha256(self) -> str:

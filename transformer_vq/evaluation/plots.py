@@ -21,6 +21,8 @@ from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter, MaxNLocator
 
+from transformer_vq.files import write, writing
+
 Records = list[dict[str, Any]]
 
 
@@ -58,24 +60,31 @@ GREY = "#555555"
 def write_plots(run_dir: Path) -> list[Path]:
     """Draw every picture that `run_dir/metrics.jsonl` has numbers for into `run_dir/plots/`; returns the files written.
 
-    Raises FileNotFoundError where there is no such file.
+    Raises FileNotFoundError where there is no such file, WriteError.
     """
     records = read_metrics(run_dir / "metrics.jsonl")
     folder = run_dir / "plots"
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     written = []
     for name, panels in PICTURES.items():
         figure = draw(records, panels, title=run_dir.resolve().name)
         if figure is not None:
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=150)
-            written.append(path)
+            written.append(save_figure(figure, folder / f"{name}.png"))
     return written
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a picture, in one piece.  Raises WriteError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, lambda place: figure.savefig(place, dpi=150))
+    return path
 
 
 def read_metrics(path: Path) -> Records:
     """The records of a run; a last line that a kill cut short is left out."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     records = []
     for i, line in enumerate(lines):
         try:

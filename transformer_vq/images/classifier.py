@@ -12,8 +12,6 @@ Axes:   B batch  C channels  h, w height and width  F features
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +24,7 @@ from torch.nn import functional as F
 
 from transformer_vq.data import default_cache
 from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.files import write, writing
 from transformer_vq.images.batches import positions, to_unit
 from transformer_vq.images.pictures import Pictures
 from transformer_vq.images.sources import ImageCorpus
@@ -84,12 +83,11 @@ def classifier_of(corpus: ImageCorpus, steps: int, cache: str | None, device: to
             accuracy = float(file.metadata()["accuracy"])
         return Trained(model.to(device).eval(), task, accuracy)
     model, accuracy = _train(model, corpus, task, steps, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder)  # whole or not there: another run may be looking for it
-    os.close(handle)
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, temporary, {"accuracy": repr(accuracy)})
-    os.replace(temporary, path)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    about, need = {"accuracy": repr(accuracy)}, sum(tensor.nbytes for tensor in weights.values())
+    write(path, lambda place: save_file(weights, place, about), need)  # whole: another run may be looking for it
     return Trained(model.eval(), task, accuracy)
 
 

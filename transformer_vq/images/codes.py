@@ -8,9 +8,9 @@ Axes:   n pictures  R residual stages  H product parts  h, w height and width of
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from transformer_vq.config import ConfigError, load_config
 from transformer_vq.config.images import ImageRunConfig, check_grid
 from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.files import write, writing
 from transformer_vq.images.batches import to_bytes, to_unit
 from transformer_vq.images.model import ImageModel
 from transformer_vq.images.pictures import Alike, Prepare, header, open_picture, picture_files, to_image
@@ -76,11 +77,15 @@ def encode_folder(run: LoadedImageRun, folder: Path, out: Path) -> tuple[int, tu
     if not codes.size:
         raise ConfigError(NO_CODES)
     names = np.array([path.relative_to(folder).as_posix() for path in files])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, codes=codes.astype(np.min_scalar_type(int(codes.max()))), names=names)
-    os.replace(temporary, out)
+    small = codes.astype(np.min_scalar_type(int(codes.max())))
+
+    def save(place: Path) -> None:
+        with place.open("wb") as file:  # a name without .npz stays as it is
+            np.savez_compressed(file, codes=small, names=names)
+
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, save, small.nbytes + names.nbytes)
     return len(files), codes.shape[1:]
 
 
@@ -104,8 +109,9 @@ def decode_file(run: LoadedImageRun, source: Path, out: Path) -> int:
         raise ConfigError(f"{source}: does not fit this run: {error}") from None
     for name, picture in zip(names, np.concatenate(pictures), strict=True):
         path = out / (name if name.lower().endswith(".png") else f"{name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        to_image(picture).save(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, partial(to_image(picture).save, format="png"))
     return len(names)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from transformer_vq.evaluation.plots import GREY, PICTURES, Panel, draw, read_metrics
+from transformer_vq.evaluation.plots import GREY, PICTURES, Panel, draw, read_metrics, save_figure
 from transformer_vq.images.pictures import Array
 
 CURVES = {
@@ -28,7 +28,7 @@ def write_curves(run_dir: Path) -> list[Path]:
     """Curves from `metrics.jsonl` into `plots/`; returns the files written."""
     records = read_metrics(run_dir / "metrics.jsonl")
     figures = ((name, draw(records, panels, title=run_dir.resolve().name)) for name, panels in CURVES.items())
-    return [_save(figure, run_dir / "plots" / f"{name}.png") for name, figure in figures if figure is not None]
+    return [save_figure(figure, run_dir / "plots" / f"{name}.png") for name, figure in figures if figure is not None]
 
 
 def write_reconstructions(real: Array, fake: Array, path: Path) -> Path:
@@ -46,7 +46,7 @@ def write_reconstructions(real: Array, fake: Array, path: Path) -> Path:
     axes.set_yticks([(row + 0.5) * height for row in range(3)], ["input", "reconstruction", "error × 2"], fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _row(pictures: Array) -> Array:
@@ -77,10 +77,4 @@ def write_usage(histograms: Sequence[Tensor], path: Path) -> Path:
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, path)

@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from transformer_vq.config import validate
-from transformer_vq.studies.folder import RESULTS, lock, read_status, write_status
+from transformer_vq.files import lock
+from transformer_vq.studies.folder import RESULTS, read_status, write_status
 from transformer_vq.studies.kinds import load
 
 PATIENCE = 15.0  # seconds for the workers of a study that was killed to notice and let go of their runs
@@ -162,9 +163,9 @@ def commit() -> str | None:
         return None
     git = ["git", "-C", str(folder)]
     try:
-        name = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True)
+        name = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], encoding="utf-8")
         differs = [*git, "status", "--porcelain", "--untracked-files=no", "--", "transformer_vq"]
-        changed = subprocess.check_output(differs, text=True)
+        changed = subprocess.check_output(differs, encoding="utf-8", errors="replace")
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return name.strip() + ("+" if changed.strip() else "")
@@ -173,7 +174,7 @@ def commit() -> str | None:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

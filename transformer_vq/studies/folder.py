@@ -1,7 +1,7 @@
 """A study's folder: who writes there, and what became of each run.
 
     study.yaml          the study as it was when its first run started; what must not change is checked against it
-    .lock               held while `study run` works here
+    .lock, .holder      held while `study run` works here, and by whom
     RUN/status.json     how a run ended, and where and when it ran
     RUN/log.txt         what it printed
 
@@ -10,45 +10,21 @@ Everything is written to a temporary name and renamed, so that a kill leaves the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from transformer_vq.config import ConfigError, save_config, validate
 from transformer_vq.config.load import difference, read_yaml
 from transformer_vq.config.study import StudyConfig
+from transformer_vq.files import lock, read_text, write_text
 
 FIXED = ("base", "design", "baseline", "against", "primary", "split", "equivalence")  # once the first run has started
 RESULTS = ("done", "diverged")  # anything else is tried again
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a kill in between leaves the old one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-@contextmanager
-def lock(path: Path, patience: float = 0.0) -> Iterator[IO[str]]:
-    """Hold `path` against other processes, waiting for up to `patience` seconds.  Raises BlockingIOError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
-    with path.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.1)
-        yield file
 
 
 @contextmanager
@@ -64,16 +40,13 @@ def study_folder(study: StudyConfig) -> Iterator[Path]:
     if (folder / "config.yaml").is_file():
         raise ConfigError(f"run_dir = {folder}: is the folder of a run; a study needs one of its own")
     try:
-        with lock(folder / ".lock") as held:
+        with lock(folder / ".lock"):
             check_identity(study, folder)
-            held.truncate(0)
-            held.write(f"{os.getpid()} on {os.uname().nodename}")
-            held.flush()
-            save_config(study, folder / "study.yaml.new")
-            (folder / "study.yaml.new").replace(folder / "study.yaml")
+            write_text(folder / ".holder", f"{os.getpid()} on {platform.node()}")
+            save_config(study, folder / "study.yaml")
             yield folder
     except BlockingIOError:
-        holder = (folder / ".lock").read_text() or "another process"
+        holder = read_text(folder / ".holder") if (folder / ".holder").is_file() else "unknown"
         raise ConfigError(f"run_dir = {folder}: a study is being run there, by process {holder}") from None
 
 
@@ -99,7 +72,7 @@ def _identity(study: StudyConfig) -> dict[str, Any]:
 def read_status(folder: Path) -> dict[str, Any]:
     """How the run in `folder` stands; `{"state": "waiting"}` where nothing is known."""
     try:
-        status: dict[str, Any] = json.loads((folder / "status.json").read_text())
+        status: dict[str, Any] = json.loads(read_text(folder / "status.json"))
     except FileNotFoundError:
         return {"state": "done" if (folder / "summary.json").is_file() else "waiting"}
     return status

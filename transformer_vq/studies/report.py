@@ -14,8 +14,10 @@ import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from transformer_vq.evaluation.plots import save_figure
+from transformer_vq.files import write, write_text, writing
 from transformer_vq.studies import figures
-from transformer_vq.studies.folder import check_identity, write_text
+from transformer_vq.studies.folder import check_identity
 from transformer_vq.studies.plan import Study
 from transformer_vq.studies.results import Results, collect, table
 from transformer_vq.studies.words import describe
@@ -25,17 +27,16 @@ def write_report(study: Study) -> list[Path]:
     """Write report and tables into the study's folder; returns the files.  Raises ConfigError when it is another's."""
     check_identity(study.settings, study.folder)
     results = collect(study)
-    study.folder.mkdir(parents=True, exist_ok=True)
+    with writing(study.folder):
+        study.folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(results)
     runs = table(results)
-    runs.to_parquet(study.folder / "runs.parquet", index=False)
-    runs.to_csv(study.folder / "runs.csv", index=False)
+    write(study.folder / "runs.parquet", lambda place: runs.to_parquet(place, index=False))
+    write(study.folder / "runs.csv", lambda place: runs.to_csv(place, index=False))
     for old in (study.folder / "plots").glob("*.png"):
         old.unlink()
     for name, (_, figure) in pictures.items():
-        path = study.folder / "plots" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=150)
+        save_figure(figure, study.folder / "plots" / f"{name}.png")
     environment = Environment(
         loader=PackageLoader("transformer_vq.studies"),
         autoescape=lambda name: name is not None and name.endswith(".html"),

@@ -123,7 +123,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """A run's final numbers; {} before it has any."""
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def unique(runs: list[Run]) -> list[Run]:

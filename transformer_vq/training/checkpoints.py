@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from transformer_vq.config import ConfigError
+from transformer_vq.files import flush, read_text, write_text, writing
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -58,7 +58,7 @@ class Checkpoints:
         path = self.folder / "best.json"
         if not path.is_file():
             return None
-        best: dict[str, Any] = json.loads(path.read_text())
+        best: dict[str, Any] = json.loads(read_text(path))
         return best if best["step"] in self.steps() else None
 
     def mark_best(self, step: int, metric: str, value: float) -> None:
@@ -80,11 +80,13 @@ class Checkpoints:
 
     def begin(self, step: int) -> Path:
         """An empty temporary folder for a step; what an interrupted write left behind is removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob(".*"):
-            shutil.rmtree(rest)
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         temporary = self.temporary(step)
-        temporary.mkdir()
+        with writing(temporary):
+            temporary.mkdir()
         return temporary
 
     def temporary(self, step: int) -> Path:
@@ -118,21 +120,24 @@ class Checkpoints:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to disk and wait until they are there; tensors that share memory are written twice."""
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
-    flush(path)
+    """Write tensors to disk and wait until they are there; tensors that share memory are written twice.
+
+    Raises WriteError.
+    """
+    with writing(path, sum(t.nbytes for t in tensors.values())):
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+        flush(path)
 
 
 def save_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write values to disk and wait until they are there."""
-    path.write_text(json.dumps(values, indent=1))
-    flush(path)
+    """Write values to disk and wait until they are there.  Raises WriteError."""
+    write_text(path, json.dumps(values, indent=1))
 
 
 def verify(checkpoint: Path) -> None:
     """Compare every file of a checkpoint with its manifest.  Raises CheckpointError naming the file that is damaged."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = json.loads(read_text(checkpoint / MANIFEST))
         files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
         step = int(manifest["step"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -160,26 +165,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_json(path: Path) -> dict[str, Any]:
     """Values of one file."""
-    values: dict[str, Any] = json.loads(path.read_text())
+    values: dict[str, Any] = json.loads(read_text(path))
     return values
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one piece: a kill leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text)
-    flush(temporary)
-    temporary.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ from transformer_vq.config import RunConfig, save_config
 from transformer_vq.data.tokenizers import make_tokenizer
 from transformer_vq.models import TransformerVQ
 from transformer_vq.training.checkpoints import Checkpoints, save_tensors
-from transformer_vq.training.language import resolved, with_vocabulary
+from transformer_vq.training.language import with_vocabulary
 
 
 def write_run(
@@ -30,7 +30,7 @@ def write_run(
     try:
         run = place / target.name
         run.mkdir()
-        save_config(resolved(config), run / "config.yaml")
+        save_config(config.written(), run / "config.yaml")
         tokenizer.save(run)
         checkpoints = Checkpoints(run / "checkpoints")
         save_tensors(model.state_dict(), checkpoints.begin(0) / "model.safetensors")

@@ -218,7 +218,7 @@ class LoadedRun(NamedTuple):
 def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
     check_names(config.model)
-    config = resolved(config)
+    config = config.written()
 
     def make(accelerator: Accelerator) -> LanguageTask:
         on_main(accelerator, lambda: prepare(config.data) and None)  # one process tokenizes, the others find the tokens
@@ -238,11 +238,6 @@ def load_run(run: str, device: torch.device | str = "cpu") -> LoadedRun:
         model = model.double()
     model.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
     return LoadedRun(config, model.to(device).eval(), tokenizer, int(checkpoint.name.removeprefix("step-")))
-
-
-def resolved(config: RunConfig) -> RunConfig:
-    """The config as a run folder keeps it: every layer's quantizer written out."""
-    return config.model_copy(update={"model": config.model.resolved()})
 
 
 def with_vocabulary(model: TransformerVQConfig, tokenizer: Tokenizer) -> TransformerVQConfig:

@@ -10,21 +10,22 @@ summary.json     the final numbers; a run that has it is finished
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import yaml
 
-from transformer_vq.config import ConfigError, save_config
+from transformer_vq.config import ConfigError, Settings, save_config, validate
 from transformer_vq.config.load import difference
-from transformer_vq.training.checkpoints import Checkpoints, flush, write_text
+from transformer_vq.files import WriteError, complaint, lock, read_text, write_text, writing
+from transformer_vq.training.checkpoints import Checkpoints
 
 KEPT = "reference-rest.msgpack"  # what a converted model had beside its parameters; see convert/
 OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", KEPT, "config.yaml")
@@ -36,7 +37,7 @@ class RunFolder:
     def __init__(self, path: str | Path, keep: int = 1) -> None:
         self.path = Path(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
-        self._lock: IO[str] | None = None
+        self._held = ExitStack()
         self._metrics: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -45,9 +46,9 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self._metrics, self._lock):
-            if file is not None:
-                file.close()
+        with self._held, suppress(OSError):  # what a full disk did not take has been complained about
+            if self._metrics is not None:
+                self._metrics.close()
 
     def check(self, config: Any, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Whether a run with this config may be written here; writes nothing.
@@ -65,7 +66,7 @@ class RunFolder:
                     f"run_dir = {self.path}: holds checkpoints without a config.yaml; --overwrite deletes them"
                 )
             return None
-        changed = difference(_without_place(self.read_config()), _without_place(config.model_dump(mode="json")))
+        changed = difference(_without_place(self.read_config(type(config))), _without_place(config))
         if changed:
             raise ConfigError(
                 f"run_dir = {self.path}: holds a run with another config ({'; '.join(changed)}); choose another "
@@ -84,39 +85,40 @@ class RunFolder:
         Raises ConfigError as `check` does, and when another process is writing here.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
-        except OSError as error:
-            raise ConfigError(f"run_dir = {self.path}: cannot be written to: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._held.enter_context(lock(self.path / ".lock"))
         except BlockingIOError:
             raise ConfigError(f"run_dir = {self.path}: another process is writing there") from None
+        except OSError as error:
+            if text := complaint(error, self.path):
+                raise WriteError(text) from None
+            raise ConfigError(f"run_dir = {self.path}: cannot be written to: {error.strerror}") from None
         self.check(config, resume, overwrite)
         if overwrite:
             for name in OURS:
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         save_config(config, self.path / "config.yaml")
-        flush(self.path / "config.yaml")
         step = self.checkpoints.last() or 0
         self._forget_after(step)
         return step
 
-    def read_config(self) -> dict[str, Any]:
-        """The config as it was written.  Raises ConfigError when it is damaged."""
+    def read_config(self, schema: type[Settings]) -> Settings:
+        """The config as it was written, newer keys at their defaults.  Raises ConfigError when it is damaged."""
         try:
-            tree = yaml.safe_load((self.path / "config.yaml").read_text())
+            tree = yaml.safe_load(read_text(self.path / "config.yaml"))
         except yaml.YAMLError:
             tree = None
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.path / 'config.yaml'}: damaged; --overwrite to delete this run")
-        return tree
+        try:
+            return validate(tree, schema).written()
+        except ConfigError as error:
+            raise ConfigError(f"{self.path / 'config.yaml'}: {error}; --overwrite to delete this run") from None
 
     def summary(self) -> dict[str, Any] | None:
         """The final numbers of a finished run."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(read_text(path)) if path.is_file() else None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the final numbers, which make this a finished run."""
@@ -124,15 +126,18 @@ class RunFolder:
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Append one record to `metrics.jsonl`."""
-        if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("a")
-        self._metrics.write(json.dumps(plain(values)) + "\n")
-        self._metrics.flush()
+        path = self.path / "metrics.jsonl"
+        with writing(path):
+            if self._metrics is None:
+                self._metrics = path.open("a", encoding="utf-8")
+            self._metrics.write(json.dumps(plain(values)) + "\n")
+            self._metrics.flush()
 
     def flush(self) -> None:
         """Wait until all records are on disk."""
         if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
+            with writing(self.path / "metrics.jsonl"):
+                os.fsync(self._metrics.fileno())
 
     def _forget_after(self, step: int) -> None:
         """Drop the records that a run resumed at `step` will write again, and a last line that a kill cut short.
@@ -143,7 +148,7 @@ class RunFolder:
         if not path.is_file():
             return
         kept = []
-        for line in path.read_text().splitlines():
+        for line in read_text(path).splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
@@ -165,6 +170,6 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+def _without_place(config: Settings) -> dict[str, Any]:
     """A config without the folder it is written to: a run may be moved."""
-    return {key: value for key, value in config.items() if key != "run_dir"}
+    return config.model_dump(mode="json", exclude={"run_dir"})
