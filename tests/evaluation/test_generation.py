@@ -85,6 +85,7 @@ def test_an_empty_prompt_begins_with_the_start_token_or_is_refused():
     ("setting", "words"),
     [
         ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
         ({"top_k": 0}, "top_k = 0"),
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
@@ -142,3 +143,22 @@ def test_no_draw_leaves_the_kept_tokens(uniform):
     assert sample(logits, torch.full((3,), uniform), 1.0, None, 0.9).tolist() == [17] * 3
     ties = torch.zeros(1, 7)
     assert 0 <= sample(ties, torch.tensor([uniform]), 1.0, None, None).item() < 7
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=9),
+    st.sampled_from([5e-324, 1e-300, 1e-45, 1e-30, 1.0, 1e30, 1e300, float("inf")]),
+    st.floats(0, 1, exclude_max=True, width=32),
+    st.booleans(),
+)
+def test_every_temperature_has_its_limit(values, temperature, uniform, impossible):
+    """Near 0 the likeliest, near infinity all alike but what has no probability at all."""
+    logits = torch.tensor([[*values, *([-torch.inf] if impossible else [])]])
+    got = sample(logits, torch.tensor([uniform]), temperature, None, None).item()
+    assert got < len(values)
+    if temperature < 1e-20:
+        assert logits[0, got] == logits.max()
+    if temperature > 1e20:
+        order = logits[0].argsort(descending=True, stable=True)
+        assert got == order[min(int(uniform * len(values)), len(values) - 1)] or uniform * len(values) % 1 < 1e-5

@@ -5,6 +5,8 @@ torch is imported inside the commands only, so that `--help` and complaints abou
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -14,7 +16,7 @@ from typer.main import get_command
 
 from transformer_vq import __version__
 from transformer_vq.cli.bench import bench
-from transformer_vq.cli.console import Failure, main_process, print_error
+from transformer_vq.cli.console import Failure, flush_output, main_process, print_error, settle_streams
 from transformer_vq.cli.convert import convert
 from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
@@ -82,6 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code of the command line `arguments`, those of the process when None."""
+    settle_streams()
+    code, reason = _run(arguments), flush_output()
+    if reason is None or code:
+        return code
+    if reason != os.strerror(errno.EPIPE):  # `| head` has seen enough, and need not be told
+        print_error(f"standard output: {reason}")
+    return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         return get_command(app).main(arguments, prog_name="transformer-vq", standalone_mode=False) or 0
     except typer.Abort:
@@ -93,6 +105,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (Failure, WriteError) as error:
         print_error(str(error))
+        return 1
+    except MemoryError:
+        print_error("there is not enough memory for this")
         return 1
     except OSError as error:
         if (text := complaint(error)) is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from transformer_vq.cli.arguments import Json, Overrides
 from transformer_vq.cli.console import Failure, console, number, print_json, table
@@ -101,15 +102,16 @@ def show(reports: Sequence[LayerReport], described: str) -> None:
         for check in report.checks:
             if check.status in ("amber", "red"):
                 style = STYLES[check.status]
-                out.print(f"[{style}]{check.status:<6}[/{style}] layer {report.layer}  {check.name}: {check.advice}")
+                out.print(Text(f"{check.status:<6}", style), f"layer {report.layer}  {check.name}: {check.advice}")
         if not report.checks:
-            out.print(f"[dim]none  [/dim] layer {report.layer}  full attention on unquantized keys: nothing to check")
+            why = f"layer {report.layer}  full attention on unquantized keys: nothing to check"
+            out.print(Text("none  ", "dim"), why)
     statuses = [check.status for report in reports for check in report.checks]
     out.print(", ".join(f"{statuses.count(name)} {name}" for name in ("green", "amber", "red")))
 
 
-def _cell(check: Check | None) -> str:
+def _cell(check: Check | None) -> Text:
     if check is None:
-        return "[dim]-[/dim]"
+        return Text("-", "dim")
     value = "" if check.value is None else f" {number(check.value, 3)}"
-    return f"[{STYLES[check.status]}]{MARKS[check.status]}{value}[/{STYLES[check.status]}]"
+    return Text(f"{MARKS[check.status]}{value}", STYLES[check.status])

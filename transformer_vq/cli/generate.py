@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import math
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from transformer_vq.cli.arguments import Json, Run
-from transformer_vq.cli.console import print_json
+from transformer_vq.cli.console import print_json, printable
 from transformer_vq.cli.runs import open_run
 
 if TYPE_CHECKING:
     from transformer_vq.data import Tokenizer
+    from transformer_vq.evaluation.stopping import Continuation
     from transformer_vq.training import LoadedRun
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be given several times.")]
@@ -23,12 +26,31 @@ Files = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Texts per prompt.")]
 Tokens = Annotated[int, typer.Option(min=0, help="Tokens to generate.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token, inf draws evenly.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")]
 TopP = Annotated[
     float | None, typer.Option(help="Draw from the nucleus: the likeliest tokens with this much of the mass.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Text r of the batch is drawn with seed + r.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Text r of the batch is drawn with seed + r.")]
+Stops = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help="End a text before TEXT; may be given several times. Understands \\n, \\t, \\0, \\xHH, \\\\.",
+    ),
+]
+StopTokens = Annotated[
+    list[int] | None,
+    typer.Option("--stop-token", metavar="ID", min=0, help="End a text before this token; may be given several times."),
+]
+ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"0": b"\0", b"\\": b"\\"}
+
+
+class Stream(Protocol):
+    """Writes text as it comes: (row, bytes), and at the end what is left of a character."""
+
+    def __call__(self, row: int, text: bytes, final: bool = False) -> None: ...
 
 
 def generate(
@@ -41,27 +63,38 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     seed: Seed = 0,
+    stop: Stops = None,
+    stop_token: StopTokens = None,
     json: Json = False,
 ) -> None:
-    """Continue prompts with text from a trained model."""
+    """Continue prompts with text from a trained model.
+
+    A prompt is bytes, and is decoded together with what follows it; what is not UTF-8 shows as a replacement character.
+    """
     from transformer_vq.config import ConfigError
 
+    if math.isnan(temperature):
+        raise ConfigError(f"--temperature {temperature}: must be a number, at least 0; 0 takes the likeliest token")
     if top_p is not None and not 0 < top_p <= 1:
         raise ConfigError(f"--top-p {top_p}: must be greater than 0 and at most 1")
-    given = [text.encode() for text in prompt or []] + [read_prompt(name) for name in prompt_file or []]
-    texts = [text for text in given or [b""] for _ in range(samples)]
+    stops = [stop_bytes(text) for text in stop or []]
+    given = [("--prompt", argument_bytes(text)) for text in prompt or []]
+    given += [(f"--prompt-file {name}", read_prompt(name)) for name in prompt_file or []]
+    named = [pair for pair in given or [("--prompt", b"")] for _ in range(samples)]
     loaded = open_run(run)
 
-    from transformer_vq.evaluation import generate as continue_
+    from transformer_vq.evaluation import continuations
 
     tokenizer, start = loaded.tokenizer, start_token(loaded)
-    encoded = [tokenizer.encode_bytes(text).tolist() for text in texts]
+    for token in stop_token or []:
+        if token >= tokenizer.vocab_size:
+            raise ConfigError(f"--stop-token {token}: the tokenizer has the ids 0 to {tokenizer.vocab_size - 1:,}")
+    encoded = [encode(tokenizer, text, where) for where, text in named]
     if start is None and not all(encoded):
         raise ConfigError("--prompt: the tokenizer finds no token in it, nor in an end of line; give it some text")
-    streams = not json and len(texts) == 1 and sys.stdout.isatty()
-    if streams:
-        sys.stdout.write(printable(texts[0].decode(errors="replace")))
-    new = continue_(
+    streams = not json and len(named) == 1 and sys.stdout.isatty()
+    write = stream(named[0][1]) if streams else None
+    found = continuations(
         loaded.model,
         encoded,
         tokens,
@@ -69,22 +102,83 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        on_token=stream(tokenizer) if streams else None,
+        on_text=write,
         start=start,
+        stop=stops,
+        stop_tokens=frozenset(stop_token or []),
+        tokenizer=tokenizer,
     )
-    if streams:
+    if write is not None:
+        write(0, b"", final=True)
         sys.stdout.write("\n")
         return
-    pairs = [(text.decode(errors="replace"), tokenizer.decode(row)) for text, row in zip(texts, new, strict=True)]
+    pairs = [decoded(text, row.text) for (_, text), row in zip(named, found, strict=True)]
     if json:
         listed = [
-            {"prompt": before, "text": after, "tokens": row} for (before, after), row in zip(pairs, new, strict=True)
+            {"prompt": before, "text": after, "tokens": row.tokens, **ended(row)}
+            for (before, after), row in zip(pairs, found, strict=True)
         ]
         print_json({"run": run, "step": loaded.step, "seed": seed, "texts": listed})
         return
     for i, (before, after) in enumerate(pairs):
         heading = f"--- {i + 1} of {len(pairs)}\n" if len(pairs) > 1 else ""
         print(f"{heading}{before}{after}")
+
+
+def argument_bytes(text: str) -> bytes:
+    """The bytes of a word on the command line, whatever their encoding."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:  # called from Python where the file system's encoding lacks a letter
+        return text.encode(errors="surrogatepass")
+
+
+def stop_bytes(text: str) -> bytes:
+    """A stop string, its escapes \\n, \\r, \\t, \\0, \\xHH and \\\\ resolved.  Raises ConfigError for an empty one."""
+    from transformer_vq.config import ConfigError
+
+    def meant(match: re.Match[bytes]) -> bytes:
+        escape = match[1]
+        if escape[:1] == b"x":
+            return bytes([int(escape[1:], 16)])
+        return ESCAPES[escape]
+
+    if not text:
+        raise ConfigError("--stop: is empty, and would end every text before it begins")
+    return re.sub(rb"\\(x[0-9a-fA-F]{2}|[nrt0\\])", meant, argument_bytes(text))
+
+
+def encode(tokenizer: Tokenizer, text: bytes, where: str) -> list[int]:
+    """Ids of a prompt.  Raises ConfigError when it is not UTF-8 and the tokenizer reads nothing else."""
+    from transformer_vq.config import ConfigError
+
+    if tokenizer.reads_text:
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{where}: is not UTF-8 at byte {error.start}; this run's tokenizer ({tokenizer.name}) reads text, "
+                "only a run with data.tokenizer = bytes reads any bytes"
+            ) from None
+    ids: list[int] = tokenizer.encode_bytes(text).tolist()
+    return ids
+
+
+def decoded(prompt: bytes, continuation: bytes) -> tuple[str, str]:
+    """Both as text. A character that begins in the prompt and ends in the continuation stands in the continuation."""
+    alone, whole = prompt.decode(errors="replace"), (prompt + continuation).decode(errors="replace")
+    if not whole.startswith(alone):
+        alone = alone[:-1]
+    return alone, whole[len(alone) :]
+
+
+def ended(row: Continuation) -> dict[str, str | int]:
+    """Why a text ends: all its tokens are there, or a stop string or token came."""
+    if row.stop is None:
+        return {"ended": "length"}
+    if isinstance(row.stop, int):
+        return {"ended": "stop", "stop_token": row.stop}
+    return {"ended": "stop", "stop": row.stop.decode(errors="replace")}
 
 
 def read_prompt(name: str) -> bytes:
@@ -106,21 +200,13 @@ def start_token(loaded: LoadedRun) -> int | None:
     return ends[-1] if ends else None
 
 
-def stream(tokenizer: Tokenizer) -> Callable[[Sequence[int]], None]:
-    """Writes each token's text as soon as its last byte is there."""
+def stream(prompt: bytes) -> Stream:
+    """Writes the prompt, then each character as soon as its last byte is there."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    recent: list[int] = []
 
-    def write(new: Sequence[int]) -> None:
-        before = len(tokenizer.decode_bytes(recent))
-        recent.append(new[0])
-        sys.stdout.write(printable(decoder.decode(tokenizer.decode_bytes(recent)[before:])))
+    def write(row: int, text: bytes, final: bool = False) -> None:
+        sys.stdout.write(printable(decoder.decode(text, final)))
         sys.stdout.flush()
-        del recent[:-4]  # some tokenizers give a token's text by its neighbours
 
+    write(0, prompt)
     return write
-
-
-def printable(text: str) -> str:
-    """Without what would steer a terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

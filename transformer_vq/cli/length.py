@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,6 +81,12 @@ def positions_table(results: dict[str, list[Bin]]) -> Table:
     found = {run: {(b.start, b.stop): b for b in bins} for run, bins in results.items()}
     for start, stop in sorted({key for bins in found.values() for key in bins}):
         cells = (bins.get((start, stop)) for bins in found.values())
-        texts = ["" if b is None else f"{b.bits_per_byte:.3f} ± {b.standard_error:.3f}" for b in cells]
-        out.add_row(f"{start:,}-{stop - 1:,}", *texts)
+        out.add_row(f"{start:,}-{stop - 1:,}", *map(_score, cells))
     return out
+
+
+def _score(found: Bin | None) -> str:
+    if found is None:
+        return ""
+    error = "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.3f}"  # a single text has none
+    return f"{found.bits_per_byte:.3f}{error}"

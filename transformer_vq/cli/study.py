@@ -70,7 +70,7 @@ def run(
     from transformer_vq.studies.run import run_study
 
     out = console(to_stderr=json)
-    states = run_study(loaded, jobs, engine, say=lambda text: out.print(text, markup=False, soft_wrap=True))
+    states = run_study(loaded, jobs, engine, say=lambda text: out.print(text, soft_wrap=True))
     _report(loaded, out, {"states": states} if json else None)
 
 
@@ -83,8 +83,9 @@ def report(source: Source, overrides: Overrides = None, json: Json = False) -> N
 
 
 def _show(loaded: Study, seconds: float | None, jobs: int, json: bool) -> None:
-    from transformer_vq.studies.run import duration, outline
+    from transformer_vq.studies.run import check_jobs, duration, outline
 
+    check_jobs(jobs)
     found = outline(loaded)
     if json:
         print_json({**found, "seconds": seconds, "jobs": jobs})
@@ -117,6 +118,6 @@ def _report(loaded: Study, out: Console, answer: dict[str, object] | None) -> No
         print_json({**answer, "verdict": sentences, "files": [str(path) for path in files]})
         return
     for sentence in sentences:
-        out.print(sentence, markup=False, soft_wrap=True)
+        out.print(sentence, soft_wrap=True)
     page: Path = files[0]
     print_lines(out, {"report": f"{page}, {page.with_suffix('.md').name}, runs.parquet, runs.csv"})

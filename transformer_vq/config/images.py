@@ -141,7 +141,7 @@ class ImageEvalConfig(Settings):
 class ImageRunConfig(Settings):
     """An image run, the whole config file."""
 
-    seed: int = Field(0, ge=0, description="of everything random: weights, batches, noise")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random: weights, batches, noise")
     run_dir: str = Field("runs/images", min_length=1, description="the one folder that a run writes to")
     data: ImageDataConfig = ImageDataConfig()
     images: ImagesConfig = ImagesConfig()

@@ -6,6 +6,7 @@ Every complaint is one `ConfigError`: key, value and what is allowed, in one lin
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +103,9 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{override}: overrides are written dotted.key=value")
+    if any("\ud800" <= c <= "\udfff" for c in override):  # a byte that was no character, on the command line
+        encoding = sys.getfilesystemencoding()
+        raise ConfigError(f"{key} = {text}: is not text in this locale, whose encoding is {encoding}")
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]  # type: ignore[index,call-overload]
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -52,7 +52,7 @@ class RecallConfig(Settings):
 class RecallRunConfig(Settings):
     """A recall run, the whole config file."""
 
-    seed: int = Field(0, ge=0, description="of everything random: weights, training sequences")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random: weights, training sequences")
     run_dir: str = Field("runs/recall", min_length=1, description="the one folder that a run writes to")
     recall: RecallConfig = RecallConfig()
     data: DataConfig | None = Field(None, description="of task: repeat, the text; order and boundaries do not count")

@@ -128,7 +128,7 @@ class CheckpointConfig(Settings):
 class RunConfig(Settings):
     """A language-model run, the whole config file."""
 
-    seed: int = Field(0, ge=0, description="of everything random: weights, batches, dropout, sampling")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random: weights, batches, dropout, sampling")
     run_dir: str = Field("runs/run", min_length=1, description="the one folder that a run writes to")
     data: DataConfig = DataConfig()
     model: TransformerVQConfig = TransformerVQConfig()

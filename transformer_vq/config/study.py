@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from transformer_vq.config.base import Settings
 
 VARIANT = "variant"  # the factor whose levels set several keys at once
-Seeds = list[Annotated[int, Field(ge=0)]]
+Seeds = list[Annotated[int, Field(ge=0, lt=2**63)]]
 Levels = list[Any] | dict[str, Any]
 
 

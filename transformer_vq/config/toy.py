@@ -29,7 +29,7 @@ class ToyConfig(Settings):
 class ToyRunConfig(Settings):
     """A toy run, the whole config file."""
 
-    seed: int = Field(0, ge=0, description="of everything random: mixture, weights, batches")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random: mixture, weights, batches")
     run_dir: str = Field("runs/toy", min_length=1, description="the one folder that a run writes to")
     toy: ToyConfig = ToyConfig()
     train: OptimizationConfig = OptimizationConfig(steps=600, batch_size=256, lr=2e-3, warmup=20, log_every=20)

@@ -4,13 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformer_vq.evaluation.generation import generate
+    from transformer_vq.evaluation.generation import continuations, generate
     from transformer_vq.evaluation.language import default_context, evaluate
     from transformer_vq.evaluation.plots import write_plots
 
-__all__ = ["default_context", "evaluate", "generate", "write_plots"]
+__all__ = ["continuations", "default_context", "evaluate", "generate", "write_plots"]
 
-_HOME = {"generate": "generation", "default_context": "language", "evaluate": "language", "write_plots": "plots"}
+_HOME = {
+    "continuations": "generation",
+    "generate": "generation",
+    "default_context": "language",
+    "evaluate": "language",
+    "write_plots": "plots",
+}
 
 
 def __getattr__(name: str) -> Any:

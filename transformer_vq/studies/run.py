@@ -28,8 +28,7 @@ def run_study(study: Study, at_once: int = 1, engine: str = "local", say: Say = 
     Finished and diverged runs are results and stay; interrupted and killed ones go on from their last checkpoint;
     failed ones are tried again. Raises ConfigError before anything runs: another study in the folder, or in use.
     """
-    if at_once < 1:
-        raise ConfigError(f"--jobs = {at_once}: must be at least 1")
+    check_jobs(at_once)
     if engine not in ENGINES:
         raise ConfigError(f"--engine = {engine}: must be {', '.join(ENGINES)}")
     with study_folder(study.settings):
@@ -43,6 +42,12 @@ def run_study(study: Study, at_once: int = 1, engine: str = "local", say: Say = 
         _execute(study, final, at_once, engine, say, "runs")
     states = [state_of(run) for run in unique([*tuning, *final])]
     return {state: states.count(state) for state in dict.fromkeys(states)}
+
+
+def check_jobs(at_once: int) -> None:
+    """Raises ConfigError for fewer than one run at a time."""
+    if at_once < 1:
+        raise ConfigError(f"--jobs = {at_once}: must be at least 1")
 
 
 def choose(study: Study, tuning: list[Run]) -> dict[str, dict[str, Any] | None]:
@@ -156,7 +161,9 @@ def _execute(study: Study, runs: list[Run], at_once: int, engine: str, say: Say,
         run.folder.mkdir(parents=True, exist_ok=True)
     by_folder = {str(run.folder.absolute()): run for run in todo}
     start, jobs = time.monotonic(), [job_of(run, study) for run in todo]
-    for count, (job, state) in enumerate(ENGINES[engine](jobs, at_once, study.settings.engine), start=1):
+    for count, (job, state) in enumerate(
+        ENGINES[engine](jobs, min(at_once, len(jobs)), study.settings.engine), start=1
+    ):
         run, status = by_folder[job.folder], read_status(Path(job.folder))
         left = (time.monotonic() - start) / count * (len(todo) - count)
         split = study.settings.tune_split if run.stage == "tune" else study.settings.split
