@@ -53,68 +53,28 @@ class Output:
     """Codebook health, "layer0/perplexity"; detached scalars."""
 
 
-class TransformerVQ(nn.Module):
-    """A causal language model whose attention keys are quantized, in linear time  [Lingle 2309.16354].
+class Backbone(nn.Module):
+    """Everything but the head: embeddings, layers, final norm. Other libraries' models put their own head on it.
 
-    Plain nn.Module; weights depend on (config, seed) alone. A forward pass never moves a codebook: in training the
-    quantizers collect, and the loop calls `apply_codebook_statistics` once per optimizer step.
+    Weights depend on (config, seed) alone. A forward pass never moves a codebook: in training the quantizers collect,
+    and the loop calls `apply_codebook_statistics` once per optimizer step.
     """
 
-    def __init__(self, config: TransformerVQConfig, seed: int = 0) -> None:
-        """Raises ConfigError when `config.vocab_size` is not set."""
+    def __init__(self, config: TransformerVQConfig, seed: int = 0, generator: torch.Generator | None = None) -> None:
+        """generator: draws the weights; None: a new one of `seed`.  Raises ConfigError when `vocab_size` is not set."""
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("model.vocab_size = null: must be the number of tokens of the tokenizer")
         self.config = config
-        generator = torch.Generator().manual_seed(seed)
+        self.checkpoint_activations = config.checkpoint_activations
+        """Recompute each block in the backward pass."""
+        generator = generator or torch.Generator().manual_seed(seed)
         self.embedding = embedding(config.vocab_size, config.width, generator)
         self.absolute_scale = nn.Parameter(torch.zeros(())) if config.absolute_positions else None
         self.dropout = nn.Dropout(config.dropout_embedding)
         block = BLOCKS[config.block]
         self.layers = nn.ModuleList(block(config, i, seed, generator) for i in range(config.layers))
         self.norm = RMSNorm(config.width) if config.final_norm else nn.Identity()
-        if config.tied_embedding:
-            self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        else:
-            self.head = linear(config.width, config.vocab_size, generator, bias=True)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        state: ModelState | None = None,
-        labels: Tensor | None = None,
-        segments: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Output:
-        """Read tokens (B, T) int64 after what `state` holds; None: after nothing.
-
-        labels (B, T): labels[b, t] is the token that follows tokens[b, t], nothing is shifted; -100, or a label at
-        padding, does not count.  segments (B, T) int64: nothing is seen across a change of id.  mask (B, T) bool, True
-        where a token is real: padding touches nothing, and its logits mean nothing.
-        Raises ValueError when there is no token, or when shapes or the state's rows differ from tokens'.
-        """
-        x, state, quantized = self.features(tokens, state, segments, mask)
-        logits = self.logits(x)
-        loss_quantizers = torch.stack([q.loss for q in quantized]).sum()
-        loss = loss_lm = count = None
-        if labels is not None:
-            _same_shape(tokens, labels=labels)
-            labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)
-            count = (labels != IGNORED).sum()
-            total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-            loss_lm = total / count.clamp_min(1)
-            loss = loss_lm + loss_quantizers
-        return Output(
-            logits=logits,
-            state=state,
-            loss=loss,
-            loss_lm=loss_lm,
-            loss_commit=torch.stack([q.commitment for q in quantized]).sum(),
-            loss_quantizers=loss_quantizers,
-            labels=count,
-            tokens=tokens.new_tensor(tokens.numel()) if mask is None else mask.sum(),
-            metrics={f"layer{i}/{name}": value for i, q in enumerate(quantized) for name, value in q.metrics.items()},
-        )
 
     def features(
         self,
@@ -122,8 +82,12 @@ class TransformerVQ(nn.Module):
         state: ModelState | None = None,
         segments: Tensor | None = None,
         mask: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> tuple[Tensor, ModelState, tuple[Quantized, ...]]:
-        """All but the head, arguments as for `forward`: (B, T, D) for `logits`, new state, each layer's Quantized."""
+        """Arguments as for `TransformerVQ`: (B, T, D) for the head, new state, each layer's Quantized.
+
+        embedded (B, T, D): in place of the embeddings of `tokens`, of which only the shape is then read.
+        """
         _same_shape(tokens, segments=segments, mask=mask)
         if state is not None and len(state.position) != len(tokens):
             raise ValueError(f"state has {len(state.position)} rows; tokens' {len(tokens)} are expected")
@@ -133,13 +97,13 @@ class TransformerVQ(nn.Module):
         if self.training and (self.config.dropout_layer or self.config.dropout_sinusoid):
             draws = torch.where(draws == 0, torch.randint_like(draws, 1, 2**62), draws)
         positions, position, segment = locate(tokens.shape, before, segments, mask)
-        x = self.embedding(tokens)
+        x = self.embedding(tokens) if embedded is None else embedded
         if self.absolute_scale is not None:
             table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
             x = x + self.absolute_scale * table
         x = self.dropout(x)
         context = Context(segments, mask, draws, positions)
-        recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
+        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         after, quantized = [], []
         for i, layer in enumerate(self.layers):
             carried = Carried(None, None) if state is None else state.of_layer(i)
@@ -152,16 +116,6 @@ class TransformerVQ(nn.Module):
         layers = tuple(left.attention for left in after)
         inputs = tuple(left.inputs for left in after if left.inputs is not None)
         return self.norm(x), ModelState(layers, position, segment, draws, inputs), tuple(quantized)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, vocab), fp32 or wider; a tied head is also computed in that type, as in the paper."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if self.config.tied_embedding:
-            with torch.autocast(x.device.type, enabled=False):
-                logits = F.linear(x.to(wide), self.embedding.weight.to(wide), self.head_bias.to(wide))
-        else:
-            logits = self.head(x).to(wide)
-        return logits * self.config.logit_scale
 
     @property
     def keeps_every_key(self) -> bool:
@@ -206,6 +160,71 @@ class TransformerVQ(nn.Module):
         """Tell every quantizer the optimizer step, on which schedules, warm-ups and seeded noise depend."""
         for quantizer in self.quantizers:
             quantizer.set_step(step)
+
+
+class TransformerVQ(Backbone):
+    """A causal language model whose attention keys are quantized, in linear time  [Lingle 2309.16354].
+
+    Plain nn.Module: a `Backbone` with a head and losses.
+    """
+
+    def __init__(self, config: TransformerVQConfig, seed: int = 0) -> None:
+        """Raises ConfigError when `config.vocab_size` is not set."""
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__(config, seed, generator)
+        assert config.vocab_size is not None  # refused by the backbone
+        if config.tied_embedding:
+            self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        else:
+            self.head = linear(config.width, config.vocab_size, generator, bias=True)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        labels: Tensor | None = None,
+        segments: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Output:
+        """Read tokens (B, T) int64 after what `state` holds; None: after nothing.
+
+        labels (B, T): labels[b, t] is the token that follows tokens[b, t], nothing is shifted; -100, or a label at
+        padding, does not count.  segments (B, T) int64: nothing is seen across a change of id.  mask (B, T) bool, True
+        where a token is real: padding touches nothing, and its logits mean nothing.
+        Raises ValueError when there is no token, or when shapes or the state's rows differ from tokens'.
+        """
+        x, state, quantized = self.features(tokens, state, segments, mask)
+        logits = self.logits(x)
+        loss_quantizers = torch.stack([q.loss for q in quantized]).sum()
+        loss = loss_lm = count = None
+        if labels is not None:
+            _same_shape(tokens, labels=labels)
+            labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)
+            count = (labels != IGNORED).sum()
+            total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+            loss_lm = total / count.clamp_min(1)
+            loss = loss_lm + loss_quantizers
+        return Output(
+            logits=logits,
+            state=state,
+            loss=loss,
+            loss_lm=loss_lm,
+            loss_commit=torch.stack([q.commitment for q in quantized]).sum(),
+            loss_quantizers=loss_quantizers,
+            labels=count,
+            tokens=tokens.new_tensor(tokens.numel()) if mask is None else mask.sum(),
+            metrics={f"layer{i}/{name}": value for i, q in enumerate(quantized) for name, value in q.metrics.items()},
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, vocab), fp32 or wider; a tied head is also computed in that type, as in the paper."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if self.config.tied_embedding:
+            with torch.autocast(x.device.type, enabled=False):
+                logits = F.linear(x.to(wide), self.embedding.weight.to(wide), self.head_bias.to(wide))
+        else:
+            logits = self.head(x).to(wide)
+        return logits * self.config.logit_scale
 
 
 def _same_shape(tokens: Tensor, **others: Tensor | None) -> None:

@@ -45,6 +45,9 @@ class Quantizer(nn.Module):
     def set_step(self, step: int) -> None:
         """Tell the optimizer step, on which schedules, warm starts and seeded noise depend."""
 
+    def wake(self) -> None:
+        """Tensors were written by someone else than `load_state_dict`: what Python knows of them is read anew."""
+
     def apply_codebook_statistics(self) -> None:
         """Move the codebook by what forward passes in training collected; called once per optimizer step."""
 

@@ -70,6 +70,10 @@ class ScheduledQuantizer(Quantizer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.wake()
+
+    def wake(self) -> None:
+        """See the base."""
         self._is_started = bool(self.started.item())
 
 

@@ -1,0 +1,17 @@
+"""The door to Transformers: config, models and cache under its names, registered with its Auto classes.
+
+Needs `pip install 'transformer-vq[hub]'`. After `import transformer_vq.hub`, `AutoModelForCausalLM.from_pretrained`
+reads what `save_pretrained` wrote.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from transformer_vq.hub.cache import TransformerVQCache
+from transformer_vq.hub.config import TransformerVQHubConfig
+from transformer_vq.hub.models import TransformerVQForCausalLM, TransformerVQModel
+
+__all__ = ["TransformerVQCache", "TransformerVQForCausalLM", "TransformerVQHubConfig", "TransformerVQModel"]
+
+AutoConfig.register(TransformerVQHubConfig.model_type, TransformerVQHubConfig, exist_ok=True)
+AutoModel.register(TransformerVQHubConfig, TransformerVQModel, exist_ok=True)
+AutoModelForCausalLM.register(TransformerVQHubConfig, TransformerVQForCausalLM, exist_ok=True)

@@ -1,0 +1,40 @@
+"""A trained run as a model of Transformers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from transformer_vq.hub.config import TransformerVQHubConfig
+from transformer_vq.hub.models import TransformerVQForCausalLM
+from transformer_vq.models import TransformerVQ
+from transformer_vq.training import load_run
+
+HEAD = {"head.weight": "lm_head.weight", "head.bias": "lm_head.bias", "head_bias": "lm_head.bias"}
+
+
+def from_run(run: str) -> TransformerVQForCausalLM:
+    """The model of `RUN[@best|@last|@STEP]`, in evaluation mode.  Raises ConfigError, CheckpointError."""
+    loaded = load_run(run)
+    return from_model(loaded.model, seed=loaded.config.seed, step=loaded.step)
+
+
+def from_model(model: TransformerVQ, seed: int = 0, step: int = 0) -> TransformerVQForCausalLM:
+    """The same weights and codebooks, in their dtype, in evaluation mode; `step` optimizer steps lie behind it."""
+    settings = model.config
+    config = TransformerVQHubConfig(
+        model=settings.model_dump(mode="json", exclude={"vocab_size"}), vocab_size=settings.vocab_size or 0, seed=seed
+    )
+    theirs = TransformerVQForCausalLM(config)
+    theirs.to(model.embedding.weight.dtype)  # type: ignore[arg-type]  # their decorator loses the signature
+    state = their_state(model.state_dict())
+    state["model.steps"] = torch.tensor(step)
+    if settings.tied_embedding:
+        state["lm_head.weight"] = model.embedding.weight
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
+def their_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a `TransformerVQ` under the names of `TransformerVQForCausalLM`."""
+    return {HEAD.get(name) or f"model.backbone.{name}": tensor for name, tensor in state.items()}
