@@ -23,6 +23,7 @@ from transformer_vq.models.norm import RMSNorm
 from transformer_vq.models.positions import XLBias, sinusoid
 from transformer_vq.models.state import ModelState, locate
 from transformer_vq.models.transformer import TransformerBlock
+from transformer_vq.ops.cross_entropy import linear_logits, summed_cross_entropy
 from transformer_vq.quantizers import Quantized, Quantizer
 
 BLOCKS: dict[str, type[VQAttention]] = {"gau": GAU, "transformer": TransformerBlock}
@@ -33,8 +34,8 @@ IGNORED = -100
 class Output:
     """Result of a forward pass.  The losses are None without labels; every loss is fp32 or wider."""
 
-    logits: Tensor
-    """(B, T, vocab), fp32 or wider."""
+    logits: Tensor | None
+    """(B, T, vocab), fp32 or wider; None where they were not asked for."""
     state: ModelState
     """What the next call takes as `state`; detached."""
     loss: Tensor | None
@@ -185,27 +186,33 @@ class TransformerVQ(Backbone):
         labels: Tensor | None = None,
         segments: Tensor | None = None,
         mask: Tensor | None = None,
+        logits: bool = True,
     ) -> Output:
         """Read tokens (B, T) int64 after what `state` holds; None: after nothing.
 
         labels (B, T): labels[b, t] is the token that follows tokens[b, t], nothing is shifted; -100, or a label at
         padding, does not count.  segments (B, T) int64: nothing is seen across a change of id.  mask (B, T) bool, True
-        where a token is real: padding touches nothing, and its logits mean nothing.
+        where a token is real: padding touches nothing, and its logits mean nothing.  logits: False leaves them out of
+        the result; the loss is then computed in pieces, and a large vocabulary costs no memory.
         Raises ValueError when there is no token, or when shapes or the state's rows differ from tokens'.
         """
         x, state, quantized = self.features(tokens, state, segments, mask)
-        logits = self.logits(x)
+        all_logits = self.logits(x) if logits else None
         loss_quantizers = torch.stack([q.loss for q in quantized]).sum()
         loss = loss_lm = count = None
         if labels is not None:
             _same_shape(tokens, labels=labels)
             labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)
             count = (labels != IGNORED).sum()
-            total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+            if all_logits is None:
+                total = self._nats(x.flatten(0, 1), labels.flatten())
+            else:
+                rows = all_logits.flatten(0, 1)
+                total = F.cross_entropy(rows, labels.flatten(), ignore_index=IGNORED, reduction="sum")
             loss_lm = total / count.clamp_min(1)
             loss = loss_lm + loss_quantizers
         return Output(
-            logits=logits,
+            logits=all_logits,
             state=state,
             loss=loss,
             loss_lm=loss_lm,
@@ -218,13 +225,23 @@ class TransformerVQ(Backbone):
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, vocab), fp32 or wider; a tied head is also computed in that type, as in the paper."""
+        if not self.config.tied_embedding:
+            return linear_logits(x, self.head.weight, self.head.bias, self.config.logit_scale)
+        with torch.autocast(x.device.type, enabled=False):
+            return linear_logits(*self._wide_head(x), self.config.logit_scale)
+
+    def _nats(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Summed cross-entropy of labels (N,) after features (N, D), without holding all logits."""
+        scale = self.config.logit_scale
+        if not self.config.tied_embedding:
+            return summed_cross_entropy(x, self.head.weight, self.head.bias, scale, labels, IGNORED)
+        with torch.autocast(x.device.type, enabled=False):
+            return summed_cross_entropy(*self._wide_head(x), scale, labels, IGNORED)
+
+    def _wide_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, weight and bias of a tied head, fp32 or wider."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        if self.config.tied_embedding:
-            with torch.autocast(x.device.type, enabled=False):
-                logits = F.linear(x.to(wide), self.embedding.weight.to(wide), self.head_bias.to(wide))
-        else:
-            logits = self.head(x).to(wide)
-        return logits * self.config.logit_scale
+        return x.to(wide), self.embedding.weight.to(wide), self.head_bias.to(wide)
 
 
 def _same_shape(tokens: Tensor, **others: Tensor | None) -> None:

@@ -98,7 +98,7 @@ class LanguageTask(Task):
         if state is not None:  # where all start anew, None is the same and the quicker way through attention
             state = None if bool(rows.fresh.all()) else state.reset_rows(rows.fresh)
         with self.probe if self.probing else nullcontext():
-            out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments)
+            out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments, logits=False)
         if self.streams:
             self.states[batch.slot] = out.state
         terms = {"lm": out.loss_lm, "quantizers": out.loss_quantizers}

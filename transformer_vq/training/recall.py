@@ -65,7 +65,7 @@ class RecallTask(Task):
     def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
         """Cross-entropy where there is a label, and the quantizers' own."""
         tokens, labels = batch.inputs
-        out = module(tokens, labels=labels)
+        out = module(tokens, labels=labels, logits=False)
         return Losses({"lm": out.loss_lm, "quantizers": out.loss_quantizers}, out.metrics)
 
     def set_step(self, step: int) -> None:
