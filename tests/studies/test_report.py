@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import toy_runs
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from transformer_vq.config import ConfigError
+from transformer_vq.evaluation.plots import shown
 from transformer_vq.studies.folder import write_status
+from transformer_vq.studies.markdown import Verbatim, clean, escape
 from transformer_vq.studies.plan import load_study
 from transformer_vq.studies.report import write_report
 from transformer_vq.studies.results import collect, curve, failures, health, table
 from transformer_vq.studies.run import choose
-from transformer_vq.studies.words import verdict
+from transformer_vq.studies.words import picture_name, verdict
 
 PRIMARY = {"primary": {"levels": {"model.quantizer.estimator": "rotation"}}, "equivalence": 0.01}
 
@@ -195,3 +203,111 @@ def test_time_of_a_run_and_of_its_training_are_two_columns(write_toy):
         path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 0.25}))
     runs = table(collect(study))
     assert list(runs["seconds"]) == [1.0, 1.0] and list(runs["training_seconds"]) == [0.25, 0.25]
+
+
+NAMES = [
+    "α |x| β",
+    "a\nb",
+    "`tick` ``two``",
+    "<script>alert(1)</script>",
+    "$x_1$ and $y$",
+    "[red]not red[/red]",
+    "[a](javascript:b)",
+    "a/b\\c",
+    "_hidden_",
+    "*star* ~~gone~~ &amp;",
+    "# 1. heading",
+    "漢字 😀 " + "very long " * 12,
+    "\x1b[31m\a",
+    "../../up",
+]
+
+
+def text_of(cell):
+    """What a reader sees of a Markdown cell: escapes resolved."""
+    return html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", cell))
+
+
+def test_names_of_any_kind_are_text_everywhere(write_toy, tmp_path, capsys):
+    variants = {name: {"train.lr": 0.001 * (i + 1)} for i, name in enumerate(NAMES)}
+    study = load_and_run(
+        write_toy(
+            factors={},
+            variants=variants,
+            seeds=[0, 1],
+            question="Which <b>|</b> $is$ `it`?",
+            notes="_notes_ <i>|</i>",
+            metrics={"bits_per_byte": "min", "layer0/usage": "max", "../x |y|": "min"},
+            figures=[{"x": "train.lr", "y": "test/bits_per_byte", "series": {name: [name] for name in NAMES}}],
+            run_dir=str(tmp_path / "out"),
+        )
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(study)
+    page, markdown = ((study.folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert "<script>" not in page and "<b>" not in page.split("</h1>")[0].split("<h1>")[1]
+    assert "<script>" not in markdown and not re.search(r"(?<!\\)\]\(javascript", markdown)
+    tables = re.findall(r"(?m)^\|.*\|\n\|[-:|]+\|\n(?:\|.*\|\n)+", markdown)
+    for table_ in tables:
+        cells = [re.split(r"(?<!\\)\|", line) for line in table_.splitlines()]
+        assert len({len(row) for row in cells}) == 1, table_
+    means = next(t for t in tables if t.startswith("| arm | test"))
+    seen = [text_of(re.split(r"(?<!\\)\|", line)[1].strip()) for line in means.splitlines()[2:]]
+    plain = [" ".join(clean(name).split()) for name in NAMES]
+    assert [" ".join(name.removesuffix(" (reference)").split()) for name in seen] == plain
+    assert all(name in " ".join(html.unescape(page).split()) for name in plain)
+    for frame in (pd.read_parquet(study.folder / "runs.parquet"), pd.read_csv(study.folder / "runs.csv")):
+        assert list(frame["arm"].drop_duplicates()) == [clean(name) for name in NAMES]
+    assert all(path.is_relative_to(study.folder) for path in study.folder.rglob("*"))
+    assert {path.name for path in study.folder.parent.iterdir()} <= {"out", "base.yaml", "study.yaml"}
+    plots = sorted(path.name for path in (study.folder / "plots").iterdir())
+    assert all(re.fullmatch(r"[\w.-]+\.png", name, re.ASCII) for name in plots)
+
+
+def test_names_are_text_in_pictures():
+    assert shown("$x_1$ costs $5") == r"\$x_1\$ costs \$5"
+    assert shown("_private") == " _private" and shown("a\n b\x07") == "a b\ufffd"
+    assert len(shown("long " * 100)) <= 60 and shown("long " * 100).endswith("…")
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_title(shown("$\\frac{$"))
+    for name in ("_a", "$b$"):
+        axes.plot([0, 1], [0, 1], label=shown(name))
+    legend = axes.legend()
+    figure.canvas.draw()
+    assert len(legend.get_texts()) == 2
+
+
+@given(st.text(alphabet=st.sampled_from("ab_*`|$~[](:)<>&#\\\n 1."), max_size=12))
+def test_escaped_text_is_one_cell_and_reads_as_it_was(text):
+    cell = escape(text)
+    assert "\n" not in cell and not re.search(r"(?<!\\)(?:\\\\)*\|", cell)
+    assert text_of(cell) == html.unescape(re.sub(r"\s*\n\s*", " ", text)) or "&" in text
+    assert escape(Verbatim(text)) == text and escape(3) == 3
+
+
+def test_pictures_of_two_metrics_have_two_names():
+    names = [picture_name(metric) for metric in ("a/b", "a-b", "a b", "../a", "bits_per_byte", "α", "β", "x" * 300)]
+    assert len(set(names)) == len(names) or (names[0] == names[1] and len(set(names)) == len(names) - 1)
+    assert names[4] == "differences-bits_per_byte" and all(re.fullmatch(r"[\w.-]{1,80}", n, re.ASCII) for n in names)
+
+
+def test_a_study_without_a_question_has_a_plain_title(write_toy):
+    study = load_study(write_toy(question=None))
+    write_report(study)
+    assert "# Study study\n" in (study.folder / "report.md").read_text()
+    assert "<h1>Study study</h1>" in (study.folder / "report.html").read_text()
+
+
+def test_pairs_without_spread_say_so(write_toy):
+    study = load_and_run(write_toy("ste", "rotation", seeds=[0, 1, 2], **PRIMARY))
+    for run in collect(study).final:
+        value = 2.1 + 0.37 * run.seed + (0.01 if run.arm == "rotation" else 0)
+        (run.folder / "summary.json").write_text(json.dumps({"test": {"bits_per_byte": value}}))
+    results = collect(study)
+    assert math.isnan(results.primary.difference.p)
+    text = " ".join(verdict(results))
+    assert "by the same amount with every seed" in text and "no noise to test against" in text and "nan" not in text
+    write_report(study)
+    assert "nan" not in (study.folder / "report.md").read_text().lower().replace("nano", "")

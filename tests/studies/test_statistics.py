@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transformer_vq.studies.statistics import (
     Interval,
@@ -54,6 +57,64 @@ def test_pairs_without_spread():
     assert shifted.mean == 1 and math.isnan(shifted.p)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 123456.7, 1e30])
+@pytest.mark.parametrize("constant", [0.01, 1e-7])
+def test_a_constant_difference_has_no_p_value_whatever_rounding_makes_of_it(size, constant):
+    column = [size * (1 + 0.371 * i) for i in range(6)]
+    d = paired([x + constant * size for x in column], column)
+    assert math.isnan(d.p) and d.sd == 0 and d.low == d.high == d.mean == pytest.approx(constant * size, rel=1e-6)
+    assert math.isnan(detectable(d.sd, d.n))
+
+
+def test_columns_in_fp32_are_known_to_fp32():
+    column = np.random.default_rng(0).normal(2, 0.1, 8).astype(np.float32)
+    assert math.isnan(paired((column + np.float32(0.01)).tolist(), column.tolist()).p)
+    assert math.isnan(paired(column + np.float32(0.01), column).p)
+    assert paired([1.0, 2.0, 3.0], [0.5, 1.75, 2.0]).p < 1  # short fractions say nothing about where they come from
+
+
+def test_the_same_twice_to_rounding_is_no_difference():
+    d = paired([0.1 + 0.2] * 3, [0.3] * 3)
+    assert d.p == 1 and d.sd == 0 and equivalent(d, 1e-9)
+
+
+def test_a_spread_just_above_rounding_counts():
+    column = np.linspace(1, 2, 8)
+    noise = np.random.default_rng(1).normal(0, 1e-12, 8)
+    assert paired(column + 0.01 + noise, column).p < 1e-20
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), max_size=6),
+    st.sampled_from([2.0**-1000, 2.0**-60, 1.0, 2.0**60, 2.0**1000]),
+)
+def test_statistics_follow_the_unit(pairs, unit):
+    """Whatever the numbers are measured in: nothing overflows, vanishes or warns."""
+    a, b = ([pair[i] for pair in pairs] for i in (0, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain, scaled = paired(a, b), paired([x * unit for x in a], [x * unit for x in b])
+    if all(x == 0 or abs(x) > 1e-3 for x in (*a, *b)):
+        assert scaled.p == pytest.approx(plain.p, rel=1e-6, nan_ok=True)
+        assert scaled.mean == pytest.approx(plain.mean * unit, nan_ok=True) and scaled.n == plain.n == len(pairs)
+    assert math.isnan(plain.p) or 0 <= plain.p <= 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_mean(bad):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for found in (
+            mean_interval([1.0, bad]),
+            mean_interval([bad]),
+            paired([1.0, bad], [1.0, 2.0]),
+            paired([bad], [1]),
+        ):
+            assert math.isnan(found.mean) and math.isnan(found.low) and not equivalent(found, 1.0)
+        assert math.isnan(detectable(bad, 5)) and math.isnan(holm([bad])[0]) == math.isnan(bad)
+
+
 def test_unequal_lengths_cannot_be_paired():
     with pytest.raises(ValueError, match="3 values cannot be paired with 2"):
         paired([1.0, 2.0, 3.0], [1.0, 2.0])
@@ -92,4 +153,16 @@ def test_seeds_needed():
     """Cohen's d = 0.5, two-sided 5 %, 80 %: 34 pairs (G*Power's manual and every textbook table)."""
     assert seeds_needed(sd=1.0, delta=0.5) == 34
     assert seeds_needed(sd=0.0, delta=0.5) == 2
+    assert seeds_needed(sd=math.nan, delta=0.5) is None and seeds_needed(sd=1.0, delta=1e-9) is None
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.5, 2.9, 3.0, 3.5, 8.0, 11.5, 11.6, 21.0, 1e300, math.inf])
+def test_seeds_needed_find_the_difference_and_one_less_do_not(delta):
+    n = seeds_needed(1.0, delta)
+    assert detectable(1.0, n) <= delta * (1 + 1e-6)
+    assert n == 2 or detectable(1.0, n - 1) > delta
+
+
+def test_power_by_hand():
+    assert seeds_needed(sd=1.0, delta=0.5) == 34
     assert detectable(sd=1.0, n=34) <= 0.5

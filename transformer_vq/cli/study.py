@@ -97,7 +97,8 @@ def _show(loaded: Study, seconds: float | None, jobs: int, json: bool) -> None:
         rows.add_row(name, str(arm["runs"]), str(arm["finished"]), arm["reference"] or "-")
     out.print(rows)
     out.print()
-    lines = {"question": found["question"], "runs": f"{found['runs']}, of which {found['finished']} are finished"}
+    lines = {"question": found["question"]} if found["question"] else {}
+    lines |= {"runs": f"{found['runs']}, of which {found['finished']} are finished"}
     if found["tuning"]:
         lines["tuning"] = f"{found['tuning']} of them come first, and choose the settings of the others"
     if seconds is not None:

@@ -72,7 +72,9 @@ class FigureConfig(Settings):
 class StudyConfig(Settings):
     """A study, the whole YAML file."""
 
-    question: str = Field(min_length=1, description="what the study asks, one sentence for the report's title")
+    question: str | None = Field(
+        None, min_length=1, description="what the study asks, one sentence for the report's title; null: a plain title"
+    )
     notes: str | None = Field(None, description="text for the report: why these levels, what was expected")
     base: str = Field(min_length=1, description="CONFIG that every run starts from: a file, recipe or run folder")
     run_dir: str = Field(min_length=1, description="the one folder that the study writes to")
@@ -99,7 +101,10 @@ class StudyConfig(Settings):
     against: dict[str, str] = Field({}, description="arm: the arm it is compared with, instead of what baseline says")
     primary: Primary | None = Field(None, description="null: every comparison is exploratory")
     equivalence: float | None = Field(
-        None, gt=0, description="δ: a difference whose 95 % interval lies inside ±δ is called equivalent"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="δ: a difference whose 95 % interval lies inside ±δ is called equivalent",
     )
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="dotted.key: values; every arm gets the same grid and keeps its best"

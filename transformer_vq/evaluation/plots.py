@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,8 +80,27 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """Write a picture, in one piece.  Raises WriteError."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, lambda place: figure.savefig(place, dpi=150))
+    with unknown_letters():
+        write(path, lambda place: figure.savefig(place, dpi=150))
     return path
+
+
+@contextmanager
+def unknown_letters() -> Iterator[None]:
+    """A letter that the font lacks is drawn as a box, and that is said by the box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def shown(name: str, longest: int = 60) -> str:
+    """A name as the text of a picture: one line, not too long, no formula between dollars, no control characters.
+
+    A leading underscore, which hides a line from the legend, comes after a space.
+    """
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
+    text = text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def read_metrics(path: Path) -> Records:
@@ -104,7 +125,7 @@ def draw(records: Records, panels: Iterable[Panel], title: str) -> Figure | None
     for axes, (panel, lines) in zip(figure.subplots(1, len(filled), squeeze=False)[0], filled, strict=True):
         _layers(axes, lines, records, panel) if panel.per_layer else _splits(axes, lines)
         _finish(axes, panel, "tokens" if any("tokens" in record for record in records) else "step")
-    figure.suptitle(title, fontsize=10, color=GREY)
+    figure.suptitle(shown(title), fontsize=10, color=GREY)
     return figure
 
 
@@ -208,10 +229,10 @@ def draw_positions(results: Mapping[str, Sequence[Any]], trained_on: Sequence[in
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, bins in results.items():
-        shown = bins[1:] if len(bins) > 1 else bins
-        x = [math.sqrt(max(b.start, 1) * b.stop) for b in shown]
-        y, error = (np.array([getattr(b, key) for b in shown]) for key in ("bits_per_byte", "standard_error"))
-        (line,) = axes.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=name)
+        plotted = bins[1:] if len(bins) > 1 else bins
+        x = [math.sqrt(max(b.start, 1) * b.stop) for b in plotted]
+        y, error = (np.array([getattr(b, key) for b in plotted]) for key in ("bits_per_byte", "standard_error"))
+        (line,) = axes.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=shown(name))
         axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.15, linewidth=0)
     for position in trained_on:
         axes.axvline(position, color=GREY, linestyle=":", linewidth=1)

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,8 +104,7 @@ class Study:
         content = digest(settings)
         known = sorted(self.folder.glob(f"*-{content}"))
         words = [arm.name, *(f"{name}={label(tuned[key])}" for key, name in short_names(tuned).items()), f"seed{seed}"]
-        slug = re.sub(r"[^\w.=]+", "-", " ".join(words)).strip("-")[:80]
-        folder = known[0] if known else self.folder / f"{slug}-{content}"
+        folder = known[0] if known else self.folder / f"{_slug(' '.join(words))}-{content}"
         settings = settings.model_copy(update={"run_dir": str(folder)})
         changes = {**changes, "seed": seed, "run_dir": str(folder)}
         overrides = " ".join(shlex.quote(f"{key}={_written(value)}") for key, value in changes.items())
@@ -196,6 +196,13 @@ def _steps(study: StudyConfig, design: Design, tree: Mapping[str, Any], kind: Ki
         target = flops_per_step(settings[name]) * settings[name].train.steps  # type: ignore[attr-defined]
     assert isinstance(target, float)
     return {name: max(1, math.floor(target / flops_per_step(s))) for name, s in settings.items()}
+
+
+def _slug(text: str) -> str:
+    """A name for a folder: letters, digits, a few marks, of those that the file system can write, and not too long."""
+    plain = re.sub(r"[^\w.=]+", "-", text).strip("-.")[:80]
+    encoding = sys.getfilesystemencoding()
+    return plain.encode(encoding, "ignore")[:200].decode(encoding, "ignore").strip("-.") or "run"
 
 
 def _written(value: Any) -> str:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from transformer_vq.evaluation.plots import save_figure
+from transformer_vq.evaluation.plots import save_figure, unknown_letters
 from transformer_vq.files import write, write_text, writing
 from transformer_vq.studies import figures
 from transformer_vq.studies.folder import check_identity
+from transformer_vq.studies.markdown import Verbatim, clean, code, escape, fence
 from transformer_vq.studies.plan import Study
 from transformer_vq.studies.results import Results, collect, table
-from transformer_vq.studies.words import describe
+from transformer_vq.studies.words import describe, picture_name
 
 
 def write_report(study: Study) -> list[Path]:
@@ -37,18 +39,11 @@ def write_report(study: Study) -> list[Path]:
         old.unlink()
     for name, (_, figure) in pictures.items():
         save_figure(figure, study.folder / "plots" / f"{name}.png")
-    environment = Environment(
-        loader=PackageLoader("transformer_vq.studies"),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     content = describe(results)
-    html = environment.get_template("report.html").render(
+    html = _template("report.html", autoescape=True, finalize=_clean).render(
         **content, pictures={name: (caption, svg(figure)) for name, (caption, figure) in pictures.items()}
     )
-    markdown = environment.get_template("report.md").render(
+    markdown = _template("report.md", finalize=escape).render(
         **content, pictures={name: (caption, f"plots/{name}.png") for name, (caption, _) in pictures.items()}
     )
     write_text(study.folder / "report.html", html)
@@ -56,11 +51,27 @@ def write_report(study: Study) -> list[Path]:
     return [study.folder / name for name in ("report.html", "report.md", "runs.parquet", "runs.csv")]
 
 
+def _template(name: str, **options: Any) -> Template:
+    environment = Environment(
+        loader=PackageLoader("transformer_vq.studies"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+    environment.filters |= {"verbatim": Verbatim, "code": code, "fence": fence}
+    return environment.get_template(name)
+
+
+def _clean(value: Any) -> Any:
+    return clean(value) if type(value) is str else value  # markup of ours stays
+
+
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """name -> (caption, figure), those that have something to show."""
     settings = results.study.settings
     wanted = {
-        f"differences-{metric.replace('/', '-')}": (
+        picture_name(metric): (
             f"Paired differences in {settings.split} {metric}. The intervals are not corrected for how many there are; "
             "corrected p-values stand in the table.",
             figures.forest(results, metric),
@@ -81,15 +92,15 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for i, figure in enumerate(settings.figures):
         caption = f"{figure.y} against {figure.x}: means over seeds with 95 % t intervals, uncorrected."
         wanted[f"figure-{i}"] = (caption, figures.lines(results, figure))
-    shown = f" The {figures.MOST_LINES} foremost arms." if len(results.arms) > figures.MOST_LINES else ""
+    most = f" The {figures.MOST_LINES} foremost arms." if len(results.arms) > figures.MOST_LINES else ""
     wanted |= {
         "curves": (
             f"Learning curves on the {settings.tune_split} split: mean over finished seeds; band: 95 % t interval of "
-            f"the mean, uncorrected.{shown}",
+            f"the mean, uncorrected.{most}",
             figures.curves(results),
         ),
         "health": (
-            f"Codebooks of the finished models on the whole {settings.split} split, mean over seeds.{shown}",
+            f"Codebooks of the finished models on the whole {settings.split} split, mean over seeds.{most}",
             figures.health_map(results),
         ),
     }
@@ -99,6 +110,6 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element to stand inside a page; the same bytes for the same figure."""
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "transformer-vq"}):
+    with matplotlib.rc_context({"svg.hashsalt": "transformer-vq"}), unknown_letters():
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

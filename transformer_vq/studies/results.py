@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from transformer_vq.evaluation.plots import read_metrics
-from transformer_vq.studies.design import short_names
+from transformer_vq.studies.design import label, short_names
 from transformer_vq.studies.folder import read_status
+from transformer_vq.studies.markdown import clean
 from transformer_vq.studies.plan import Run, Study
 from transformer_vq.studies.run import choose, flat, metric_of, read_summary, state_of
 from transformer_vq.studies.statistics import (
@@ -42,7 +43,7 @@ class Comparison:
     """Whether the interval lies inside ±δ; None without δ, and in other metrics than the main one."""
     detectable: float
     seeds_needed: int | None
-    """To find a difference of δ with 80 % probability."""
+    """To find a difference of δ with 80 % probability; None without δ, or where no number would do."""
     missing: int
     """Seeds of the plan that make no pair, because a run diverged, failed or is not there yet."""
     same_runs: bool
@@ -127,6 +128,18 @@ def _compare(study: Study, final: list[Run]) -> list[Comparison]:
     return [replace(c, p_corrected=corrected.get(id(c), c.p_corrected)) for c in found]
 
 
+def row_names(results: Results, rows: Sequence[Comparison]) -> tuple[list[str], str]:
+    """A short name for each comparison, and what the difference is: what is common to all rows is said once."""
+    found = [results.study.design.contrasts()[c.arm] for c in rows]
+    whats = {what for _, what in found}
+    references = {c.reference for c in rows}
+    if len(references) == 1:
+        return [c.arm for c in rows], f"difference from {rows[0].reference}"
+    if len(whats) == 1 and whats != {""}:
+        return [where for where, _ in found], whats.pop()
+    return [": ".join(filter(None, pair)) for pair in found], "difference from the reference"
+
+
 def table(results: Results) -> pd.DataFrame:
     """All runs, one a row: levels, seed, stage, tuned values, state, time, every number of the summary, the command.
 
@@ -159,7 +172,14 @@ def table(results: Results) -> pd.DataFrame:
                 "command": run.command,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).apply(_one_type)
+
+
+def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Numbers stay numbers; in a column that holds anything else all is text, as files of tables want it."""
+    if all(value is None or isinstance(value, int | float) for value in column):
+        return column
+    return column.map(lambda value: None if value is None else clean(label(value)))
 
 
 @dataclass(frozen=True)

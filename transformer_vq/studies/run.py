@@ -170,7 +170,7 @@ def _execute(study: Study, runs: list[Run], at_once: int, engine: str, say: Say,
         name = study.settings.main_metric
         number = f"{split} {name} {metric_of(run, split, name):.4f}" if state == "done" else status.get("error") or ""
         say(
-            f"[{count}/{len(todo)}] {run.arm}, seed {run.seed}: {state}, {number}"
+            f"[{count}/{len(todo)}] {' '.join(run.arm.split())}, seed {run.seed}: {state}, {number}"
             f" ({status.get('seconds', 0):.0f} s; {duration(left)} left)"
         )
 

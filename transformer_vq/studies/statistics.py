@@ -3,20 +3,30 @@
 Runs of two arms with the same seed see the same batches in the same order, so differences are taken within a seed; the
 spread between seeds that both arms share drops out. Intervals are 95 % and uncorrected; p-values of exploratory
 comparisons are corrected by Holm's method, the primary comparison's is not.
+
+A spread that is rounding is none. Numbers are known to `ROUNDING` units in the last place of the largest of them, a
+unit being 2^-52 of its size, or 2^-23 when every number is one of fp32's. Where differences spread by no more, there is
+no noise to test against: no p-value (1 where the differences are themselves rounding: the same twice), no power.
+Values of which one is not finite have no mean, and nothing follows from them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 CONFIDENCE, POWER = 0.95, 0.8
+ROUNDING = 8  # units in the last place: two inputs, their difference, and sums over a few of them
+MOST_SEEDS = 1_000_000
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,32 +48,68 @@ class Paired(Interval):
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean and t interval of values over seeds."""
-    x = np.asarray(values, dtype=float)
-    if x.size < 2:
-        return Interval(float(x.mean()) if x.size else math.nan, math.nan, math.nan, math.nan, x.size)
-    mean, sd = float(x.mean()), float(x.std(ddof=1))
-    if sd <= 1e-12 * np.abs(x).max():  # no spread but that of rounding
-        return Interval(mean, mean, mean, 0.0, x.size)
-    low, high = stats.t.interval(CONFIDENCE, x.size - 1, loc=mean, scale=stats.sem(x))
-    return Interval(mean, float(low), float(high), sd, x.size)
+    """Mean and t interval of values over seeds; no width where their spread is rounding."""
+    return _interval(np.asarray(values, dtype=float), rounding(values))
 
 
 def paired(arm: Sequence[float], reference: Sequence[float]) -> Paired:
     """Arm minus reference, pair by pair (one pair a seed).
 
-    Differences that are all exactly equal have no spread to test against: p is 1 where they are zero (one configuration
-    twice), else NaN.  Raises ValueError when the lengths differ.
+    Differences that are all the same, to rounding, have no spread to test against: p is 1 where they are zero, to
+    rounding (one configuration twice), else NaN.  Raises ValueError when the lengths differ.
     """
     if len(arm) != len(reference):
         raise ValueError(f"{len(arm)} values cannot be paired with {len(reference)}")
-    difference = np.subtract(arm, reference)
-    interval = mean_interval(difference.tolist())
+    unit = rounding([*arm, *reference])
+    a, b = (np.asarray(x, dtype=float) for x in (arm, reference))
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Paired(math.nan, math.nan, math.nan, math.nan, len(a), math.nan)
+    scale = _scale([a, b])
+    interval = _interval(a / scale - b / scale, unit / scale)
     if interval.n < 2 or interval.sd == 0:
-        p = 1.0 if interval.n > 1 and interval.mean == 0 else math.nan
+        p = 1.0 if interval.n > 1 and abs(interval.mean) <= unit / scale else math.nan
     else:
-        p = float(stats.ttest_rel(arm, reference).pvalue)
-    return Paired(interval.mean, interval.low, interval.high, interval.sd, interval.n, p)
+        p = float(stats.ttest_rel(a / scale, b / scale).pvalue)
+    mean, low, high, sd = (scale * x for x in (interval.mean, interval.low, interval.high, interval.sd))
+    return Paired(mean, low, high, sd, interval.n, p)
+
+
+def rounding(values: Sequence[float]) -> float:
+    """How far apart two numbers may lie that differ by rounding alone, among numbers of this size; 0 where none is.
+
+    The module's text has the rule. Numbers are taken for fp32's when fp32 holds each of them exactly and one at least
+    is no short binary fraction (more than 12 bits), so that 1, 2 and 0.5 tell nothing.
+    """
+    x = np.asarray(values, dtype=float)
+    x = x[np.isfinite(x)]
+    if not x.size or not (largest := float(np.abs(x).max())):
+        return 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = x.astype(np.float32).astype(float)
+    mantissas = np.ldexp(np.frexp(x)[0], 12)
+    fp32 = bool((narrow == x).all()) and bool((mantissas != np.round(mantissas)).any())
+    return largest * (ROUNDING * float(np.finfo(np.float32 if fp32 else np.float64).eps))
+
+
+def _interval(x: Floats, unit: float) -> Interval:
+    """Mean and t interval of x, whose values are known to `unit`."""
+    if not np.isfinite(x).all():
+        return Interval(math.nan, math.nan, math.nan, math.nan, x.size)
+    if x.size < 2:
+        return Interval(float(x[0]) if x.size else math.nan, math.nan, math.nan, math.nan, x.size)
+    scale = _scale([x])
+    x = x / scale  # so that squares neither overflow nor vanish
+    mean = float(x.mean())
+    if np.ptp(x) <= unit / scale:
+        return Interval(mean * scale, mean * scale, mean * scale, 0.0, x.size)
+    low, high = stats.t.interval(CONFIDENCE, x.size - 1, loc=mean, scale=stats.sem(x))
+    return Interval(mean * scale, float(low) * scale, float(high) * scale, float(x.std(ddof=1)) * scale, x.size)
+
+
+def _scale(arrays: Sequence[Floats]) -> float:
+    """A power of two of the size of the largest value: dividing by it is exact."""
+    largest = max((float(np.abs(x).max()) for x in arrays if x.size), default=0.0)
+    return math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000)) if largest else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -83,16 +129,29 @@ def equivalent(difference: Interval, delta: float) -> bool:
 def detectable(sd: float, n: int) -> float:
     """The true difference that a paired t test with n seeds finds with 80 % probability, from the spread of the pairs.
 
-    A property of the seeds' noise alone: the observed difference does not enter.  NaN for n < 2.
+    A property of the seeds' noise alone: the observed difference does not enter.  NaN for n < 2, and where there is no
+    spread to go by.
     """
-    if n < 2 or math.isnan(sd):
+    if n < 2 or not 0 < sd < math.inf:
         return math.nan
-    return sd * float(TTestPower().solve_power(nobs=n, power=POWER, alpha=1 - CONFIDENCE))
+    return sd * _effect(n)
 
 
-def seeds_needed(sd: float, delta: float) -> int:
-    """Seeds with which a true difference of delta is found with 80 % probability, at least 2."""
+def seeds_needed(sd: float, delta: float) -> int | None:
+    """Seeds with which a true difference of delta is found with 80 % probability, at least 2; None where sd is not
+    known, or where a million would not do."""
+    if math.isnan(sd) or not delta > 0:
+        return None
     effect = delta / sd if sd > 0 else math.inf
-    if effect > 20:  # two seeds suffice, and the solver does not converge there
-        return 2
+    for few in (2, 3):  # the solver does not converge there
+        if effect >= _effect(few):
+            return few
+    if effect < 2.802 / math.sqrt(MOST_SEEDS):  # z(0.975) + z(0.8), what the test tends to
+        return None
     return max(2, math.ceil(float(TTestPower().solve_power(effect_size=effect, power=POWER, alpha=1 - CONFIDENCE))))
+
+
+@functools.lru_cache
+def _effect(n: int) -> float:
+    """The effect size, in standard deviations, that n pairs find."""
+    return float(TTestPower().solve_power(nobs=n, power=POWER, alpha=1 - CONFIDENCE))

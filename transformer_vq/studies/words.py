@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from transformer_vq.studies.design import label, short_names
-from transformer_vq.studies.figures import decimals, row_names
 from transformer_vq.studies.folder import RESULTS, read_status
-from transformer_vq.studies.results import Comparison, Results, failures
+from transformer_vq.studies.numbers import decimals, mean_text, p_text, signed
+from transformer_vq.studies.results import Comparison, Results, failures, row_names
 from transformer_vq.studies.run import duration, metric_of, state_of, unique
-from transformer_vq.studies.statistics import Interval
 
 SIGNIFICANT = 0.05
 
@@ -26,7 +27,7 @@ def describe(results: Results) -> dict[str, Any]:
     statuses = [read_status(run.folder) for run in runs]
     seconds = sum(status.get("seconds") or 0 for status in statuses)
     return {
-        "question": settings.question,
+        "title": settings.question or f"Study {study.name}",
         "notes": settings.notes,
         "name": study.name,
         "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -74,13 +75,18 @@ def verdict(results: Results) -> list[str]:
     interval = f"95 % interval {signed(d.low, digits)} to {signed(d.high, digits)}"
     size = f"{signed(d.mean, digits)} ({interval}, {p_text(d.p)}, {d.n} paired seeds)"
     sentences = [f"{c.arm} − {c.reference} in {metric}: {size}."]
-    if d.p < SIGNIFICANT:
+    if d.sd == 0 and d.p != 1:
+        sentences.append(f"{c.arm} differs from {c.reference} by the same amount with every seed.")
+    elif d.p < SIGNIFICANT:
         good = (d.mean < 0) == (settings.metrics[c.metric] == "min")
         sentences.append(f"{c.arm} is {'better' if good else 'worse'} than {c.reference}.")
     else:
         sentences.append("No difference was resolved.")
-    found = f"{c.detectable:.{decimals(c.detectable)}f}"
-    sentences.append(f"With this spread, {d.n} seeds find a true difference of {found} four times in five.")
+    if d.sd == 0:
+        sentences.append("The pairs do not spread, but for rounding: there is no noise to test against.")
+    else:
+        found = f"{c.detectable:.{decimals(c.detectable)}f}"
+        sentences.append(f"With this spread, {d.n} seeds find a true difference of {found} four times in five.")
     if settings.equivalence is not None:
         inside = "lies inside" if c.equivalent else "does not lie inside"
         claim = "the two are equivalent in that sense" if c.equivalent else "equivalence is not shown"
@@ -88,27 +94,6 @@ def verdict(results: Results) -> list[str]:
     if c.missing:
         sentences.append(f"{c.missing} of {d.n + c.missing} seeds make no pair (diverged, failed or not run yet).")
     return sentences
-
-
-def signed(x: float, digits: int) -> str:
-    """+0.012 or −0.012, with a proper minus."""
-    return f"{x:+.{digits}f}".replace("-", "−")
-
-
-def p_text(p: float) -> str:
-    """p = 0.012, or p < 0.001; - where there is none."""
-    return "-" if math.isnan(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def mean_text(interval: Interval) -> str:
-    """1.873 ± 0.006: mean and half the 95 % interval."""
-    if interval.n == 0:
-        return "-"
-    half = interval.high - interval.mean
-    if math.isnan(half):
-        return f"{interval.mean:.4g}"
-    digits = max(decimals(half) - 1, 0) if half else decimals(interval.mean)
-    return f"{interval.mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def _design(results: Results) -> list[tuple[str, str]]:
@@ -162,7 +147,11 @@ def _differences(results: Results, metric: str) -> dict[str, Any]:
     """One metric's comparisons: what the difference is, and a row for each."""
     rows = [c for c in results.compared(metric) if not c.same_runs]
     names, what = row_names(results, rows) if rows else ([], "")
-    return {"what": what, "rows": [_comparison(c, name) for c, name in zip(rows, names, strict=True)]}
+    return {
+        "what": what,
+        "picture": picture_name(metric),
+        "rows": [_comparison(c, name) for c, name in zip(rows, names, strict=True)],
+    }
 
 
 def _comparison(c: Comparison, name: str) -> dict[str, Any]:
@@ -177,10 +166,18 @@ def _comparison(c: Comparison, name: str) -> dict[str, Any]:
         "corrected": "primary" if c.primary else p_text(c.p_corrected).removeprefix("p ").removeprefix("= "),
         "resolved": d.n > 1 and c.p_corrected < SIGNIFICANT,
         "equivalent": {None: "", True: "yes", False: "not shown"}[c.equivalent] if d.n > 1 else "-",
-        "detectable": f"{c.detectable:.{digits}f}" if d.n > 1 else "-",
-        "needed": "" if c.seeds_needed is None else str(c.seeds_needed),
+        "detectable": "-" if math.isnan(c.detectable) else f"{c.detectable:.{digits}f}",
+        "needed": "-" if c.seeds_needed is None else f"{c.seeds_needed:,}",
         "pairs": f"{d.n}/{d.n + c.missing}",
     }
+
+
+def picture_name(metric: str) -> str:
+    """The file name of the picture of a metric's differences; no two metrics share one."""
+    plain = re.sub(r"[^\w.]+", "-", metric, flags=re.ASCII).strip("-.")
+    if plain == metric.replace("/", "-") and len(plain) <= 60:
+        return f"differences-{plain}"
+    return f"differences-{plain[:60]}-{hashlib.sha256(metric.encode()).hexdigest()[:6]}"
 
 
 def _tuning(results: Results) -> list[dict[str, Any]]:
