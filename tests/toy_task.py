@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from transformer_vq.config import CheckpointConfig, EvalConfig, Settings
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.training import Losses, MicroBatch, Player, Task, train
+from transformer_vq.training.checkpoints import load_tensors
 
 
 class ToyConfig(Settings):
@@ -89,3 +93,30 @@ def train_toy(config: ToyConfig, tasks: list[ToyTask] | None = None, **options: 
         return task
 
     return train(config, make, quiet=True, **flags)
+
+
+TIMED = ("images_per_s", "tokens_per_s", "seconds")
+
+
+def records(run_dir: Path) -> list[dict]:
+    """All records, without what depends on the clock."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+
+
+def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    return load_tensors(folder / "model.safetensors") | load_tensors(folder / "model-optimizer.safetensors")
+
+
+def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
+    """A signal arrives while the batch of `step` is made, once."""
+    batch, sent = ToyTask.batch, []
+
+    def batch_and_signal(self, at, rows, slot):
+        if at == step and not sent:
+            sent.append(at)
+            os.kill(os.getpid(), number)
+        return batch(self, at, rows, slot)
+
+    monkeypatch.setattr(ToyTask, "batch", batch_and_signal)

@@ -16,6 +16,7 @@ from transformer_vq.training.checkpoints import load_tensors
 from transformer_vq.training.distributed import asked_for, checksum
 
 TESTS = Path(__file__).parents[1]
+PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 CASES = {
     "fp64": {"train__precision": "fp64", "train__micro_batch": 1, "data__document_boundaries": "reset"},
     "fp32": {"train__micro_batch": 1, "train__optimizer": "muon", "train__lr": 0.001},
@@ -36,7 +37,7 @@ CASES = {
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as launcher:
@@ -169,7 +170,7 @@ def test_accelerates_silent_launcher_is_stopped(tmp_path):
         str(script),
         str(tmp_path),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": PATH, "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0 and "asked for 2 processes and this run has 1" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -1,44 +1,15 @@
 """The loop on a task that is not a language model: exact resume, stops, records, and what may be written where."""
 
-import json
-import os
 import signal
 
 import accelerate.state
 import pytest
 import torch
 from helpers import assert_same
-from toy_task import ToyTask, toy_config, train_toy
+from toy_task import ToyTask, interrupt_at, records, toy_config, train_toy, weights
 
 from transformer_vq.config import ConfigError
 from transformer_vq.training import CheckpointError, Losses, Player, TrainingDiverged, TrainingInterrupted, train
-from transformer_vq.training.checkpoints import load_tensors
-
-TIMED = ("images_per_s", "seconds")
-
-
-def records(run_dir) -> list[dict]:
-    """All records, without what depends on the clock."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
-
-
-def weights(run_dir, step: int) -> dict[str, torch.Tensor]:
-    folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    return load_tensors(folder / "model.safetensors") | load_tensors(folder / "model-optimizer.safetensors")
-
-
-def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
-    """A signal arrives while the batch of `step` is made, once."""
-    batch, sent = ToyTask.batch, []
-
-    def batch_and_signal(self, at, rows, slot):
-        if at == step and not sent:
-            sent.append(at)
-            os.kill(os.getpid(), number)
-        return batch(self, at, rows, slot)
-
-    monkeypatch.setattr(ToyTask, "batch", batch_and_signal)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
@@ -255,7 +226,7 @@ def test_tensorboard_gets_the_records(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformer_vq.training.loop.find_spec", lambda name: None)
+    monkeypatch.setattr("transformer_vq.training.trackers.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train\.trackers = wandb: is not installed"):
         train_toy(toy_config(tmp_path / "run", trackers=["wandb"]))
 

@@ -128,8 +128,10 @@ def _show_plan(settings: ImageRunConfig, resume: bool, overwrite: bool, json: bo
     import torch
 
     from transformer_vq.images import ImageTask
+    from transformer_vq.training.loop import check_settings
     from transformer_vq.training.run_folder import RunFolder
 
+    check_settings(settings)
     finished = RunFolder(settings.run_dir).check(settings, resume, overwrite) is not None
     lines = ImageTask(settings, torch.device("cpu")).describe()
     if json:

@@ -52,7 +52,17 @@ class OptimizationConfig(Settings):
     """The optimization, whatever is trained."""
 
     init_from: str | None = Field(None, description="RUN[@best|@last|@STEP]: start from the weights of another run")
-    steps: int = Field(400, ge=1, description="optimizer steps")
+    steps: int = Field(400, ge=1, description="optimizer steps; may grow at --resume, of a finished run too")
+    extend: Literal["continue", "restart"] = Field(
+        "continue",
+        description="steps grown at --resume: continue: the schedule as if it had been planned so | restart: a new "
+        "warmup and decay over the added steps",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end after so many evaluations in a row without a better valid number; null: never before steps",
+    )
     batch_size: int = Field(
         16, ge=1, description="sequences or images per optimizer step, over all processes and micro-batches"
     )

@@ -26,7 +26,7 @@ from transformer_vq.images.batches import to_bytes, to_unit
 from transformer_vq.images.model import ImageModel
 from transformer_vq.images.pictures import Alike, Prepare, header, open_picture, picture_files, to_image
 from transformer_vq.training.checkpoints import load_json, load_tensors, verify
-from transformer_vq.training.loop import find_checkpoint
+from transformer_vq.training.origin import find_checkpoint
 
 BATCH = 64
 NO_CODES = "this run's quantizer is `none`: it has no codes"

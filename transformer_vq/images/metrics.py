@@ -13,7 +13,7 @@ Axes:   B batch  C channels  h, w height and width  H product parts  S codes
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -74,9 +74,17 @@ class CodeMeter:
 
 
 def evaluate_split(
-    model: ImageModel, pictures: Pictures, batch_size: int, limit: int | None = None, also: Sequence[Distance] = ()
+    model: ImageModel,
+    pictures: Pictures,
+    batch_size: int,
+    limit: int | None = None,
+    also: Sequence[Distance] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Any], CodeMeter]:
-    """See the file's text; what `also` measures is added.  limit: only the first so many pictures."""
+    """See the file's text; what `also` measures is added.  limit: only the first so many pictures.
+
+    progress(done, total) is called after every batch.
+    """
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
     codes = CodeMeter()
@@ -97,6 +105,7 @@ def evaluate_split(
             codes.update(model, out.latents)
             for distance in also:
                 distance.update(raw, to_bytes(out.pictures))
+            progress(start + len(raw), count)
     numbers: dict[str, Any] = {
         "mse": squares / values,
         "l1": absolutes / values,

@@ -7,6 +7,7 @@ Axes:   B batch  C channels  h, w height and width
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformer_vq.config import ConfigError, load_config
 from transformer_vq.config.images import ImageRunConfig, ImagesConfig, check_grid
 from transformer_vq.config.quantizer import NoneConfig, VQConfig
+from transformer_vq.files import write_text
 from transformer_vq.images.adversary import discriminator_term, generator_term
 from transformer_vq.images.batches import image_batch, positions, to_unit
 from transformer_vq.images.distances import Distance, Lpips, Unobtainable, distances
@@ -28,7 +30,6 @@ from transformer_vq.images.plots import write_curves, write_reconstructions, wri
 from transformer_vq.images.sources import ImageCorpus, open_corpus
 from transformer_vq.ops import estimators
 from transformer_vq.training import Losses, MicroBatch, Player, Task, train
-from transformer_vq.training.checkpoints import save_json
 from transformer_vq.training.distributed import on_main
 
 AUTOENCODER, DISCRIMINATOR = "model", "discriminator"
@@ -99,7 +100,7 @@ class ImageTask(Task):
             "splits": {name: len(split) for name, split in corpus.splits.items()},
             "notes": self.notes,
         }
-        save_json(about, folder / "data.json")
+        write_text(folder / "data.json", json.dumps(about, indent=1))
 
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
         """Rows of the train split, augmented, uint8 on the device."""
@@ -163,7 +164,7 @@ class ImageTask(Task):
             also, notes = distances(settings, self.corpus, self.config.data.cache, self.device)
         limit = None if final else settings.max_images
         pictures = self.corpus.splits[split]
-        numbers, codes = evaluate_split(self.model, pictures, settings.batch_size, limit, also)
+        numbers, codes = evaluate_split(self.model, pictures, settings.batch_size, limit, also, self.check_stop)
         if split == "test":
             self.test_codes = codes
         return {**numbers, **({"notes": "; ".join(notes)} if notes else {})}

@@ -121,6 +121,24 @@ def sum_over_processes(values: Tensor, accelerator: Accelerator) -> Tensor:
     return values
 
 
+def any_process(flags: Sequence[bool], accelerator: Accelerator) -> list[bool]:
+    """For each flag whether it is up on some process; the same answer on all."""
+    count = torch.tensor([int(flag) for flag in flags], device=accelerator.device)
+    return [n > 0 for n in sum_over_processes(count, accelerator).tolist()]
+
+
+def together(accelerator: Accelerator, do: Callable[[], object]) -> None:
+    """Do it on every process; where one fails, all raise what the first of those did."""
+    error: Exception | None = None
+    try:
+        do()
+    except Exception as caught:
+        error = caught
+    for found in everyones(error, accelerator):
+        if found is not None:
+            raise found
+
+
 def everyones(value: T, accelerator: Accelerator) -> list[T]:
     """Each process's value, in the order of the processes."""
     if accelerator.num_processes == 1:

@@ -29,7 +29,8 @@ from transformer_vq.ops.attention import AttentionState, FullState, resolve_back
 from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
-from transformer_vq.training.loop import find_checkpoint, train
+from transformer_vq.training.loop import train
+from transformer_vq.training.origin import find_checkpoint
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
@@ -59,6 +60,7 @@ class LanguageTask(Task):
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
         self.states: dict[int, ModelState] = {}  # by micro-batch, with streams
+        self.states_before: dict[int, ModelState] = {}
 
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
@@ -114,6 +116,7 @@ class LanguageTask(Task):
     def set_step(self, step: int) -> None:
         """Quantizers have schedules and warm-ups; the gradients at the keys are looked at now and then."""
         self.model.set_step(step)
+        self.states_before = dict(self.states)
         train, done = self.config.train, step + 1
         self.probing = (
             done in (1, train.steps) or done % (PROBED_RECORDS * train.log_every) == 0
@@ -145,6 +148,7 @@ class LanguageTask(Task):
             batch_size=settings.batch_size,
             max_tokens=None if final else settings.max_tokens,
             reset_documents=self.config.data.document_boundaries == "reset",
+            progress=self.check_stop,
         )
 
     def identify(self, step: int, rows: range) -> str:
@@ -163,6 +167,11 @@ class LanguageTask(Task):
                 tensors |= {f"{place}.{field}": tensor for field, tensor in layer._asdict().items()}
             tensors |= {f"{slot}.inputs.{i}": tensor for i, tensor in enumerate(state.inputs)}
         return tensors
+
+    def abandon(self) -> None:
+        """The streams stand where they stood before the step."""
+        super().abandon()
+        self.states = self.states_before
 
     def restore(self, carried: Mapping[str, Tensor]) -> None:
         """What `carried` gave."""

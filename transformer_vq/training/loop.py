@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +19,17 @@ from accelerate import Accelerator
 from transformer_vq import __version__
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
-from transformer_vq.training.checkpoints import load_json, load_tensors, save_json, save_tensors, verify
-from transformer_vq.training.distributed import compare_replicas, on_main, processes, sum_over_processes
+from transformer_vq.files import WriteError
+from transformer_vq.training.distributed import any_process, compare_replicas, on_main, processes
+from transformer_vq.training.early_stop import Patience, check_patience
+from transformer_vq.training.origin import warm_start
 from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
-from transformer_vq.training.signals import Stop
-from transformer_vq.training.step import NotFinite, Stepper
-from transformer_vq.training.task import Task
+from transformer_vq.training.signals import Signals
+from transformer_vq.training.snapshot import Position, read_snapshot, write_snapshot
+from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
+from transformer_vq.training.task import EvaluationStopped, Task
+from transformer_vq.training.trackers import Trackers, check_trackers
 
 COMPARE_EVERY = 100  # steps between comparisons of parameters and codebooks across processes
 
@@ -63,6 +66,12 @@ class RunSettings(Protocol):
         """All of it as plain values."""
 
 
+def check_settings(config: RunSettings) -> None:
+    """Raises ConfigError for what only the loop can know, before any work."""
+    check_trackers(config.train.trackers)
+    check_patience(config.train.patience, config.eval.every)
+
+
 def train(
     config: RunSettings,
     make_task: Callable[[Accelerator], Task],
@@ -73,12 +82,18 @@ def train(
     """Train what `make_task` makes, as `config` says, and return the run's summary.
 
     A finished run of the same config is not run again: its summary is returned. resume: go on from the last checkpoint,
-    or start where there is none. Nothing global is left behind, so runs may follow one another in a process.
-    Raises ConfigError for bad input, TrainingDiverged, TrainingInterrupted, CheckpointError for a damaged checkpoint.
+    or start where there is none; `train.steps` may have grown. Nothing global is left behind, so runs may follow one
+    another in a process.
+    Raises ConfigError for bad input, TrainingDiverged, TrainingInterrupted, CheckpointError for a damaged checkpoint,
+    WriteError for a full disk.
     """
-    settings = config.train
-    _check_trackers(settings.trackers)
-    with processes(settings.trackers, Path(config.run_dir)) as accelerator, _kept_random_state(accelerator.device):
+    settings, signals = config.train, Signals()
+    check_settings(config)
+    with (
+        signals.heard(),
+        processes(settings.trackers, Path(config.run_dir)) as accelerator,
+        _kept_random_state(accelerator.device),
+    ):
         if settings.batch_size < accelerator.num_processes:
             raise ConfigError(
                 f"train.batch_size = {settings.batch_size}: must be at least {accelerator.num_processes}, the number "
@@ -88,37 +103,58 @@ def train(
         with RunFolder(config.run_dir, config.checkpoint.keep) as folder, Progress(settings.steps, quiet) as progress:
             finished = on_main(accelerator, lambda: folder.check(config, resume, overwrite))
             if finished is not None:
-                progress.say(f"{folder.path} holds a finished run of this config; --overwrite to run it again")
+                early = finished.get("early_stop")
+                why = f", stopped early at step {early['step']}" if early else ""
+                progress.say(f"{folder.path} holds a finished run of this config{why}; --overwrite to run it again")
                 return finished
             task = make_task(accelerator)
             new = overwrite or on_main(accelerator, folder.checkpoints.last) is None
-            origin = _warm_start(task, settings.init_from, accelerator) if new and settings.init_from else {}
-            step = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
-            on_main(accelerator, lambda: task.begin(folder.path))
-            loop = Loop(config, task, accelerator, folder, progress)
-            loop.start(step, origin)
+            origin = warm_start(task, settings.init_from, accelerator) if new and settings.init_from else {}
+            step, planned = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
+            loop = Loop(config, task, accelerator, folder, progress, signals)
+            loop.start(step, planned, origin)
             return loop.run()
 
 
 class Loop:
-    """One run. `done` counts optimizer steps, `units` the tokens or images in them, `seconds` the time they took."""
+    """One run, from where it stands to its end."""
 
     def __init__(
-        self, config: RunSettings, task: Task, accelerator: Accelerator, folder: RunFolder, progress: Progress
+        self,
+        config: RunSettings,
+        task: Task,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        progress: Progress,
+        signals: Signals,
     ) -> None:
         self.config, self.train, self.task = config, config.train, task
-        self.accelerator, self.folder, self.progress = accelerator, folder, progress
+        self.accelerator, self.folder, self.progress, self.signals = accelerator, folder, progress, signals
         self.checkpoints = folder.checkpoints
-        self.step = Stepper(task, config.train, config.seed, accelerator)
-        self.done, self.units, self.seconds = 0, 0, 0.0
+        self.step = Stepper(task, config.train, config.seed, accelerator, lambda: signals.hurry)
+        self.at = Position()
+        self.patience = Patience(config.train.patience)
+        self.trackers = Trackers(accelerator, folder.path, config.train.trackers)
+        task.stop_asked = lambda: signals.stop
 
-    def start(self, step: int, origin: Mapping[str, str]) -> None:
-        """Take everything from the checkpoint of `step`, 0: start anew; then say what is about to happen."""
-        if step:
-            self._load(step)
-            origin = {"goes on": f"after step {step}, from {self.checkpoints.path(step)}"}
-        self.step.wrap()
+    def start(self, step: int, planned: int, origin: Mapping[str, str]) -> None:
+        """Take everything from the checkpoint of `step`, 0: start anew; then say what is about to happen.
+
+        planned: `train.steps` of the run until now. Only when the checkpoint is read does the folder change.
+        """
         train, count = self.train, self.accelerator.num_processes
+        if step:
+            checkpoint = self.checkpoints.path(step)
+            optimizers = self.step.optimizers
+            self.at = read_snapshot(checkpoint, step, self.task, optimizers, train, planned, self.accelerator)
+            origin = {"goes on": f"after step {step}, from {checkpoint}"}
+        self.step.restarts = self.at.restarts
+        on_main(self.accelerator, lambda: self.folder.go_on(self.config, step))
+        split, primary = self.task.splits[0], self.task.primary
+        for at, value in on_main(self.accelerator, lambda: self.folder.numbers(split, primary)):
+            self.patience.add(at, value)
+        on_main(self.accelerator, lambda: self.task.begin(self.folder.path))
+        self.step.wrap()
         self.progress.announce(
             {
                 **self.task.describe(),
@@ -131,115 +167,105 @@ class Loop:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, evaluate, and return the summary."""
-        self._start_trackers()
-        self.progress.begin(self.done)
+        self.trackers.start(self.config.model_dump(mode="json"), self.at.done)
+        self.progress.begin(self.at.done)
         try:
-            with Stop() as stop:
-                self._steps(stop)
-            return self._finish()
+            with self.signals.stoppable():
+                return self._to_the_end()
+        except WriteError as error:
+            raise WriteError(f"{error}. {self._last()}") from error
         finally:
-            for tracker in getattr(self.accelerator, "trackers", []):
-                tracker.finish()
+            self.trackers.finish()
 
-    def _steps(self, stop: Stop) -> None:
+    def _to_the_end(self) -> dict[str, Any]:
+        try:
+            self._steps()
+            return self._finish()
+        except EvaluationStopped:
+            raise self._interrupted("in the evaluation ") from None
+        except StepAbandoned:
+            raise self._interrupted("") from None
+
+    def _steps(self) -> None:
         train, speed = self.train, f"{self.task.unit}_per_s"
-        logged, pace = (self.units, self.seconds), 0.0
-        while self.done < train.steps:
-            if self.done and _due(self.done, self.config.eval.every):
+        logged, pace = (self.at.units, self.at.seconds), 0.0
+        while self.at.done < train.steps:
+            if self.at.done and _due(self.at.done, self.config.eval.every) and self.patience.last_step < self.at.done:
                 self._evaluate(self.task.splits[0], final=False)
+                if self._stop_asked():
+                    raise self._interrupted("")
+                if self.patience.spent:
+                    self.progress.say(f"step {self.at.done}: no better for {train.patience} evaluations, so it ends")
+                    self.save()
+                    return
             began = time.perf_counter()
             try:
-                record, units = self.step(self.done)
+                record, units = self.step(self.at.done)
             except NotFinite as error:
                 raise TrainingDiverged(
-                    f"step {self.done}: {error}; stopped before the update. {self._last()}"
+                    f"step {self.at.done}: {error}; stopped before the update. {self._last()}"
                 ) from error
-            self.done, self.units = self.done + 1, self.units + units
-            self.seconds += time.perf_counter() - began
-            stopping = self._any_process(stop.requested)
-            if self.done in (1, train.steps) or self.done % train.log_every == 0:
-                pace = (self.units - logged[0]) / max(self.seconds - logged[1], 1e-9)
-                logged = self.units, self.seconds
+            self.at.done, self.at.units = self.at.done + 1, self.at.units + units
+            self.at.seconds += time.perf_counter() - began
+            done = self.at.done
+            if done in (1, train.steps) or done % train.log_every == 0:
+                pace = (self.at.units - logged[0]) / max(self.at.seconds - logged[1], 1e-9)
+                logged = self.at.units, self.at.seconds
                 self._record("train", {**record, speed: pace})
-            self.progress.update(self.done, {**record, speed: pace}, self.task.unit)
-            if self.done == 1 or self.done % COMPARE_EVERY == 0:
+            self.progress.update(done, {**record, speed: pace}, self.task.unit)
+            if done == 1 or done % COMPARE_EVERY == 0:
                 for player in self.task.players.values():
                     compare_replicas(player.module, self.accelerator)
-            if stopping or self.done == train.steps or _due(self.done, self.config.checkpoint.every):
+            if done == train.steps or _due(done, self.config.checkpoint.every):
                 self.save()
-            if stopping and self.done < train.steps:
-                raise TrainingInterrupted(
-                    f"stopped after step {self.done} of {train.steps}; {self.checkpoints.path(self.done)} is written, "
-                    "and the same command with --resume goes on from there"
-                )
+            if self._stop_asked() and done < train.steps:
+                raise self._interrupted("")
+
+    def _stop_asked(self) -> bool:
+        """Whether a process was asked to stop; a checkpoint that was asked for is written now."""
+        stop, checkpoint = any_process([self.signals.stop, self.signals.checkpoint], self.accelerator)
+        if checkpoint:
+            self.signals.checkpoint = False
+            self.save()
+            self.progress.say(f"step {self.at.done}: {self.checkpoints.path(self.at.done)} is written, as asked")
+        return stop
+
+    def _interrupted(self, when: str) -> TrainingInterrupted:
+        """Write a checkpoint of where the run is; the error that says so."""
+        done = self.at.done
+        if not done:
+            return TrainingInterrupted("stopped before the first step was done; there is nothing to go on from")
+        self.save()
+        return TrainingInterrupted(
+            f"stopped {when}after step {done} of {self.train.steps}; {self.checkpoints.path(done)} is written, "
+            "and the same command with --resume goes on from there"
+        )
 
     def save(self) -> None:
         """Write a checkpoint of where the run is, unless there is one already."""
-        checkpoints, step, carried = self.checkpoints, self.done, self.task.carried()
-        carries = self._any_process(bool(carried))
-
-        def write() -> bool:
-            if step == checkpoints.last():
-                return False
-            self.folder.flush()
-            temporary = checkpoints.begin(step)
-            for name, optimizers in self.step.optimizers.items():
-                save_tensors(self.task.players[name].module.state_dict(), temporary / f"{name}.safetensors")
-                save_tensors(optimizers.state(), temporary / f"{name}-optimizer.safetensors")
-            count = self.accelerator.num_processes
-            values = {"units": self.units, "seconds": self.seconds, "processes": count, "carries": carries}
-            save_json(values, temporary / "trainer.json")
-            return True
-
-        if on_main(self.accelerator, write):
-            if carries:
-                save_tensors(
-                    carried, checkpoints.temporary(step) / f"carried-{self.accelerator.process_index}.safetensors"
-                )
-                self.accelerator.wait_for_everyone()
-            on_main(self.accelerator, lambda: checkpoints.commit(step))
-
-    def _load(self, step: int) -> None:
-        checkpoint, count = self.checkpoints.path(step), self.accelerator.num_processes
-        on_main(self.accelerator, lambda: verify(checkpoint))
-        values = load_json(checkpoint / "trainer.json")
-        if values["carries"] and values["processes"] != count:
-            raise ConfigError(
-                f"{checkpoint}: holds the state carried by {values['processes']} processes; resume with as many, "
-                f"not {count}"
-            )
-        for name, optimizers in self.step.optimizers.items():
-            self.task.players[name].module.load_state_dict(load_tensors(checkpoint / f"{name}.safetensors"))
-            optimizers.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors"))
-        if values["carries"]:
-            self.task.restore(load_tensors(checkpoint / f"carried-{self.accelerator.process_index}.safetensors"))
-        self.done, self.units, self.seconds = step, values["units"], values["seconds"]
+        on_main(self.accelerator, self.folder.flush)
+        optimizers = self.step.optimizers
+        write_snapshot(self.checkpoints, self.at, self.train.steps, self.task, optimizers, self.accelerator)
 
     def _evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
         values = on_main(self.accelerator, lambda: self.task.evaluate(split, final))
         self._record(split, values)
-        primary = self.task.primary
-        self.progress.evaluated(self.done, split, values, primary)
-        if split == self.task.splits[0] and math.isfinite(values[primary]):
+        primary, done = self.task.primary, self.at.done
+        self.progress.evaluated(done, split, values, primary)
+        if split == self.task.splits[0]:
+            self.patience.add(done, values[primary])
             best = on_main(self.accelerator, self.checkpoints.best)
-            if best is None or values[primary] < best[primary]:
+            if math.isfinite(values[primary]) and (best is None or values[primary] < best[primary]):
                 self.save()
-                on_main(self.accelerator, lambda: self.checkpoints.mark_best(self.done, primary, values[primary]))
+                on_main(self.accelerator, lambda: self.checkpoints.mark_best(done, primary, values[primary]))
         return values
 
     def _record(self, split: str, values: Mapping[str, Any]) -> None:
-        where = {"step": self.done, self.task.unit: self.units, "split": split}
+        where = {"step": self.at.done, self.task.unit: self.at.units, "split": split}
         record = {**where, **{key: value for key, value in values.items() if key not in where}}
-        if self.accelerator.is_main_process:
-            self.folder.record(record)
-        if self.train.trackers:
-            numbers = {f"{split}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
-            self.accelerator.log(numbers, step=self.done)
-
-    def _any_process(self, value: bool) -> bool:
-        flag = torch.tensor(int(value), device=self.accelerator.device)
-        return sum_over_processes(flag, self.accelerator).item() > 0
+        on_main(self.accelerator, lambda: self.folder.record(record))
+        self.trackers.log(split, record, self.at.done)
 
     def _last(self) -> str:
         last = self.checkpoints.last()
@@ -247,24 +273,21 @@ class Loop:
             "No checkpoint was written yet" if last is None else f"Last good checkpoint: {self.checkpoints.path(last)}"
         )
 
-    def _start_trackers(self) -> None:
-        if self.train.trackers:
-            place = {"wandb": {"dir": str(self.folder.path)}}
-            self.accelerator.init_trackers(self.folder.path.name, _flat(self.config.model_dump(mode="json")), place)
-
     def _finish(self) -> dict[str, Any]:
         """Final evaluations, the summary, and what else the task writes."""
         numbers = {split: self._evaluate(split, final=True) for split in self.task.splits}
+        early = {"early_stop": self.patience.report()} if self.at.done < self.train.steps else {}
         modules = [player.module for player in self.task.players.values()]
         summary = {
             "run_dir": str(self.folder.path),
             **numbers,
             "best": on_main(self.accelerator, self.checkpoints.best),
-            "checkpoint": str(self.checkpoints.path(self.done)),
-            "steps": self.done,
-            self.task.unit: self.units,
-            "seconds": self.seconds,
-            f"{self.task.unit}_per_s": self.units / max(self.seconds, 1e-9),
+            "checkpoint": str(self.checkpoints.path(self.at.done)),
+            "steps": self.at.done,
+            **early,
+            self.task.unit: self.at.units,
+            "seconds": self.at.seconds,
+            f"{self.task.unit}_per_s": self.at.units / max(self.at.seconds, 1e-9),
             "parameters": sum(p.numel() for module in modules for p in module.parameters()),
             "device": device_name(self.accelerator.device),
             "processes": self.accelerator.num_processes,
@@ -283,26 +306,6 @@ class Loop:
         return on_main(self.accelerator, write) or {}
 
 
-def _warm_start(task: Task, origin: str, accelerator: Accelerator) -> dict[str, str]:
-    """Weights of another run for the first player; a line for the first screen."""
-    try:
-        checkpoint = find_checkpoint(origin)
-    except ConfigError as error:
-        raise ConfigError(f"train.init_from = {error}") from None
-    on_main(accelerator, lambda: verify(checkpoint))
-    first = next(iter(task.players))
-    notes = task.warm_start(load_tensors(checkpoint / f"{first}.safetensors"), checkpoint.parents[1])
-    return {"starts from": f"{checkpoint}; {'; '.join(notes)}"}
-
-
-def find_checkpoint(origin: str) -> Path:
-    """The folder of `RUN[@best|@last|@STEP]`; a RUN alone means its last.  Raises ConfigError naming what there is."""
-    run, _, which = (origin, "", "last") if Path(origin).is_dir() or "@" not in origin else origin.rpartition("@")
-    if not Path(run).is_dir():
-        raise ConfigError(f"{origin}: there is no run folder {run}")
-    return RunFolder(run).checkpoints.resolve(which)
-
-
 def device_name(device: torch.device) -> str:
     """Like `cuda (NVIDIA H100)` or `cpu (2 threads)`."""
     if device.type == "cuda":
@@ -312,20 +315,6 @@ def device_name(device: torch.device) -> str:
 
 def _due(done: int, every: int | None) -> bool:
     return every is not None and done % every == 0
-
-
-def _check_trackers(trackers: Sequence[str]) -> None:
-    for tracker in trackers:
-        if find_spec(tracker) is None:
-            raise ConfigError(f"train.trackers = {tracker}: is not installed; pip install 'transformer-vq[tracking]'")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A config as one level of dotted keys, as trackers want it."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return flat
 
 
 def _kept_random_state(device: torch.device) -> Any:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -66,21 +66,44 @@ class RunFolder:
                     f"run_dir = {self.path}: holds checkpoints without a config.yaml; --overwrite deletes them"
                 )
             return None
-        changed = difference(_without_place(self.read_config(type(config))), _without_place(config))
-        if changed:
+        old, summary, last = self.read_config(type(config)), self.summary(), self.checkpoints.last()
+        self._same_run(old, config, resume)
+        if summary is not None and "early_stop" in summary and config.train.steps > old.train.steps:
             raise ConfigError(
-                f"run_dir = {self.path}: holds a run with another config ({'; '.join(changed)}); choose another "
-                "run_dir, or --overwrite to delete that run"
+                f"train.steps = {config.train.steps}: the run in {self.path} stopped early, after step "
+                f"{summary['steps']}, by train.patience = {old.train.patience}; more steps would change nothing"
             )
-        summary = self.summary()
-        if summary is None and not resume:
-            steps = self.checkpoints.steps()
-            at = f"an unfinished run, with a checkpoint of step {steps[-1]}" if steps else "an unfinished run"
+        if summary is not None and ("early_stop" in summary or summary.get("steps", 0) >= config.train.steps):
+            return summary
+        if not resume:
+            at = f"an unfinished run, with a checkpoint of step {last}" if last else "an unfinished run"
             raise ConfigError(f"run_dir = {self.path}: holds {at}; --resume to go on, --overwrite to delete it")
-        return summary
+        return None
 
-    def begin(self, config: Any, resume: bool, overwrite: bool) -> int:
-        """Take hold of the folder, make it ready, and return the step to go on from (0: a new run).
+    def _same_run(self, old: Any, new: Any, resume: bool) -> None:
+        """Raises ConfigError unless `new` describes the run that `old` does, or on `resume` a longer one."""
+        before, steps = old.train.steps, new.train.steps
+        changed = difference(_compared(old), _compared(new))
+        if steps <= before:  # how a run is trained on is asked when it is
+            changed += difference({"train.extend": old.train.extend}, {"train.extend": new.train.extend})
+        if not changed and steps < before:
+            last = self.checkpoints.last()
+            stands = f"has made {last} of {before}" if last else f"is planned for {before}"
+            raise ConfigError(
+                f"train.steps = {steps}: the run in {self.path} {stands} steps; --resume takes as many or more, "
+                "--overwrite deletes it"
+            )
+        if not changed and (steps == before or resume):
+            return
+        hint = f"--resume to train that run on to {steps} steps, " if not changed else ""
+        changed += difference({"train.steps": before}, {"train.steps": steps})
+        raise ConfigError(
+            f"run_dir = {self.path}: holds a run with another config ({'; '.join(changed)}); {hint}choose another "
+            "run_dir, or --overwrite to delete that run"
+        )
+
+    def begin(self, config: Any, resume: bool, overwrite: bool) -> tuple[int, int]:
+        """Take hold of the folder: the step to go on from (0: a new run), and the steps planned until now.
 
         Raises ConfigError as `check` does, and when another process is writing here.
         """
@@ -97,12 +120,22 @@ class RunFolder:
             for name in OURS:
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        save_config(config, self.path / "config.yaml")
-        step = self.checkpoints.last() or 0
-        self._forget_after(step)
-        return step
+        known = (self.path / "config.yaml").is_file()
+        planned = self.read_config(type(config)).train.steps if known else config.train.steps
+        if not known:
+            save_config(config, self.path / "config.yaml")
+        return self.checkpoints.last() or 0, planned
 
-    def read_config(self, schema: type[Settings]) -> Settings:
+    def go_on(self, config: Any, step: int) -> None:
+        """From here on the run is the one that `config` describes, and stands at `step`.
+
+        One renamed file decides that. A kill before leaves the run as it was; after it, `--resume` goes on. The numbers
+        and pictures of a finished run that is trained on stay until the longer one has its own.
+        """
+        save_config(config, self.path / "config.yaml")
+        self._forget_after(step)
+
+    def read_config(self, schema: type[Settings]) -> Any:
         """The config as it was written, newer keys at their defaults.  Raises ConfigError when it is damaged."""
         try:
             tree = yaml.safe_load(read_text(self.path / "config.yaml"))
@@ -133,6 +166,12 @@ class RunFolder:
             self._metrics.write(json.dumps(plain(values)) + "\n")
             self._metrics.flush()
 
+    def numbers(self, split: str, metric: str) -> list[tuple[int, float | None]]:
+        """(step, value) of a metric in the records of a split, as far as they are written."""
+        path = self.path / "metrics.jsonl"
+        records = [record for _, record in _records(path)] if path.is_file() else []
+        return [(record["step"], record.get(metric)) for record in records if record["split"] == split]
+
     def flush(self) -> None:
         """Wait until all records are on disk."""
         if self._metrics is not None:
@@ -142,18 +181,16 @@ class RunFolder:
     def _forget_after(self, step: int) -> None:
         """Drop the records that a run resumed at `step` will write again, and a last line that a kill cut short.
 
-        An evaluation comes after the checkpoint of its step, so that one is written again too.
+        An evaluation comes after the checkpoint of its step, so that one is written again too, unless a finished run
+        is trained on: its last evaluations stay.
         """
+        finished = (self.summary() or {}).get("steps") == step
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
         kept = []
-        for line in read_text(path).splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if record["step"] < step or (record["step"] == step and record["split"] == "train"):
+        for line, record in _records(path):
+            if record["step"] < step or (record["step"] == step and (finished or record["split"] == "train")):
                 kept.append(line + "\n")
         write_text(path, "".join(kept))
 
@@ -170,6 +207,13 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_place(config: Settings) -> dict[str, Any]:
-    """A config without the folder it is written to: a run may be moved."""
-    return config.model_dump(mode="json", exclude={"run_dir"})
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole lines of `metrics.jsonl`, as they stand and as what they say."""
+    for line in read_text(path).splitlines():
+        with suppress(ValueError):
+            yield line, json.loads(line)
+
+
+def _compared(config: Settings) -> dict[str, Any]:
+    """What makes it another run: not the folder, a run may be moved; and not how long it trains."""
+    return config.model_dump(mode="json", exclude={"run_dir": True, "train": {"steps", "extend"}})

@@ -10,7 +10,7 @@ Whatever is random comes from (seed, step, process, micro-batch): a resumed run 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -29,11 +29,27 @@ class NotFinite(ArithmeticError):
     """The loss or a gradient is NaN or infinite; nothing has been updated by it."""
 
 
-class Stepper:
-    """The players' modules and optimizers on this process, and the step."""
+class StepAbandoned(Exception):
+    """A signal came between two micro-batches; nothing has been updated, and the task stands before the step."""
 
-    def __init__(self, task: Task, train: OptimizationConfig, seed: int, accelerator: Accelerator) -> None:
+
+class Stepper:
+    """The players' modules and optimizers on this process, and the step.
+
+    restarts: see `learning_rate`. hurry: looked at between micro-batches of a run on one process.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        train: OptimizationConfig,
+        seed: int,
+        accelerator: Accelerator,
+        hurry: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.task, self.train, self.seed, self.accelerator = task, train, seed, accelerator
+        self.restarts: tuple[int, ...] = ()
+        self.hurry = hurry
         self.slices = micro_batches(train, accelerator.process_index, accelerator.num_processes)
         self.optimizers: dict[str, Optimizers] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -52,7 +68,7 @@ class Stepper:
     def __call__(self, step: int) -> tuple[dict[str, float], int]:
         """Make optimizer step `step`, counted from 0: its record, and the units read by all processes.
 
-        Raises NotFinite naming the rows of the batch.
+        Raises NotFinite naming the rows of the batch, and StepAbandoned.
         """
         task = self.task
         task.set_step(step)
@@ -87,12 +103,15 @@ class Stepper:
                 total = torch.stack(list(terms.values())).sum()
                 self.accelerator.backward(total * self.accelerator.num_processes)  # DDP averages over processes
             outputs.append(Losses({key: term.detach() for key, term in terms.items()}, losses.metrics))
+            if turn == 0 and not synchronise and self.accelerator.num_processes == 1 and self.hurry():
+                self.task.abandon()
+                raise StepAbandoned
         norm = optimizers.gradient_norm()
         summed, metrics = self._gather(outputs)
         loss, size = sum(summed.values()), norm.item()
         if not (math.isfinite(loss) and math.isfinite(size)):
             raise NotFinite(f"{name} has loss {loss:.4g} and gradient norm {size:.4g} in {self._where(step, outputs)}")
-        rate = learning_rate(step, self.task.players[name].train)
+        rate = learning_rate(step, self.task.players[name].train, self.restarts)
         optimizers.step(rate, norm)
         self.task.after_update(name)
         return {"loss": loss, **self.task.report(name, summed), "lr": rate, "grad_norm": size, **metrics}

@@ -11,7 +11,7 @@ and all processes, so that the gradient is the one of a single large batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -53,8 +53,15 @@ class Player(NamedTuple):
     """Some parameters take no part in some steps (`start_step`); costs DDP a walk through the graph."""
 
 
+class EvaluationStopped(Exception):
+    """A signal came during an evaluation, which gave up."""
+
+
 class Task(ABC):
     """The base of every task. What has a body here may be left as it is."""
+
+    stop_asked: Callable[[], bool] = staticmethod(lambda: False)
+    """The loop's: whether a signal asks the run to stop."""
 
     unit: ClassVar[str] = "tokens"
     """What `MicroBatch.units` counts."""
@@ -95,6 +102,19 @@ class Task(ABC):
     def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
         """A player's loss terms over the whole step -> numbers for the record, beside their sum `loss`."""
         return {f"loss_{name}": value for name, value in losses.items()}
+
+    def check_stop(self, done: int = 0, total: int = 0) -> None:
+        """To be called between two batches of an evaluation.  Raises EvaluationStopped when the run is to stop."""
+        if self.stop_asked():
+            raise EvaluationStopped
+
+    def abandon(self) -> None:
+        """A step will not be finished: forget what its forward passes left. Nothing was updated yet."""
+        for player in self.players.values():
+            for module in player.module.modules():
+                forget = getattr(module, "discard_codebook_statistics", None)
+                if callable(forget):
+                    forget()
 
     def identify(self, step: int, rows: range) -> str:
         """Where rows of a batch come from, for an error message."""

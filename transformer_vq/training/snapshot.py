@@ -1,0 +1,129 @@
+"""What a checkpoint holds: everything that the next step depends on, and nothing else.
+
+PLAYER.safetensors, PLAYER-optimizer.safetensors   of each player
+carried-RANK.safetensors                           what a process carries from step to step, where it does
+trainer.json                                       units and seconds so far, processes, and the plan: how many steps
+                                                   were planned, and after which a new warmup began (`restarts`)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from transformer_vq.config import ConfigError
+from transformer_vq.config.run import OptimizationConfig
+from transformer_vq.files import WriteError, in_units, read_text, write_text
+from transformer_vq.training.checkpoints import Checkpoints, load_json, load_tensors, save_json, save_tensors, verify
+from transformer_vq.training.distributed import any_process, everyones, on_main, together
+from transformer_vq.training.optimizers import Optimizers
+from transformer_vq.training.task import Task
+
+PLANNED = "planned.json"  # beside a checkpoint that was written before plans were kept; not in its manifest
+
+
+@dataclass
+class Position:
+    """How far a run is. `done` counts optimizer steps, `units` the tokens or images in them, `seconds` their time."""
+
+    done: int = 0
+    units: int = 0
+    seconds: float = 0.0
+    restarts: tuple[int, ...] = ()
+    """Steps after which the schedule began anew (`train.extend: restart`), in order."""
+
+
+def write_snapshot(
+    checkpoints: Checkpoints,
+    at: Position,
+    planned: int,
+    task: Task,
+    optimizers: Mapping[str, Optimizers],
+    accelerator: Accelerator,
+) -> None:
+    """Make a checkpoint of step `at.done`, unless there is one.  Raises WriteError, and leaves the others alone."""
+    step, carried, count = at.done, task.carried(), accelerator.num_processes
+    (carries,) = any_process([bool(carried)], accelerator)
+    temporary = checkpoints.temporary(step)
+    if on_main(accelerator, lambda: step == checkpoints.last()):
+        return
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for name, own in optimizers.items():
+        tensors |= {name: task.players[name].module.state_dict(), f"{name}-optimizer": own.state()}
+    mine = carried if carries else {}
+    size = sum(everyones(_bytes(mine), accelerator)) + sum(map(_bytes, tensors.values()))
+
+    def write() -> None:
+        checkpoints.begin(step)
+        for name, values in tensors.items():
+            save_tensors(values, temporary / f"{name}.safetensors")
+        run = {"units": at.units, "seconds": at.seconds, "processes": count, "carries": carries}
+        save_json({**run, "planned": planned, "restarts": at.restarts}, temporary / "trainer.json")
+
+    try:
+        on_main(accelerator, write)
+        if carries:
+            path = temporary / f"carried-{accelerator.process_index}.safetensors"
+            together(accelerator, lambda: save_tensors(mine, path))
+        on_main(accelerator, lambda: checkpoints.commit(step))
+    except WriteError as error:
+        on_main(accelerator, lambda: shutil.rmtree(temporary, ignore_errors=True))  # make room for whoever looks
+        raise WriteError(f"{error}; the checkpoint of step {step} is {in_units(size)}") from error
+
+
+def read_snapshot(
+    checkpoint: Path,
+    step: int,
+    task: Task,
+    optimizers: Mapping[str, Optimizers],
+    train: OptimizationConfig,
+    planned_before: int,
+    accelerator: Accelerator,
+) -> Position:
+    """Put a checkpoint back into players, optimizers and task.
+
+    planned_before: the run's own `train.steps` until now, for a checkpoint that does not say what was planned.
+    Raises CheckpointError when it is damaged, ConfigError when other processes wrote it.
+    """
+    on_main(accelerator, lambda: verify(checkpoint))
+    values, count = load_json(checkpoint / "trainer.json"), accelerator.num_processes
+    if values["carries"] and values["processes"] != count:
+        raise ConfigError(
+            f"{checkpoint}: holds the state carried by {values['processes']} processes; resume with as many, "
+            f"not {count}"
+        )
+    for name, own in optimizers.items():
+        task.players[name].module.load_state_dict(load_tensors(checkpoint / f"{name}.safetensors"))
+        own.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors"))
+    if values["carries"]:
+        task.restore(load_tensors(checkpoint / f"carried-{accelerator.process_index}.safetensors"))
+    planned = on_main(accelerator, lambda: _planned(checkpoint, values, planned_before, train))
+    restarts = tuple(values.get("restarts", ()))
+    if train.steps > planned and train.extend == "restart":
+        restarts = (*restarts, planned)
+    return Position(step, values["units"], values["seconds"], restarts)
+
+
+def _planned(checkpoint: Path, values: Mapping[str, Any], before: int, train: OptimizationConfig) -> int:
+    """The steps planned when the checkpoint was written. What an old one does not say is written beside it, before the
+    run's config changes: after a kill in between it could not be known.
+    """
+    if "planned" in values:
+        return int(values["planned"])
+    path = checkpoint / PLANNED
+    if path.is_file():
+        return int(json.loads(read_text(path)))
+    if train.steps != before:
+        write_text(path, json.dumps(before))
+    return before
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
