@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from transformer_vq.bench import expected
@@ -154,8 +155,8 @@ def codebook_changes(model: TransformerVQ, batch: Batch) -> dict[int, float]:
 
 def examine(quantizer: Quantizer, estimator: str | None, seen: Sequence[Seen], change: float) -> list[Check]:
     """Every check of one quantizing layer."""
-    k = torch.cat([s.k.transpose(0, 1).flatten(1, 2) for s in seen], 1)  # (H, N, K)
-    codes = torch.cat([s.result.codes.transpose(0, 1).flatten(1) for s in seen], 1)  # (H, N)
+    k = torch.cat([rearrange(s.k, "b h t k -> h (b t) k") for s in seen], 1)
+    codes = torch.cat([rearrange(s.result.codes, "b h t -> h (b t)") for s in seen], 1)
     codebook = seen[-1].codebook
     cure = "init: kmeans" if quantizer_kind(quantizer) == "vq" else "expansion: mlp, or more training"
     lengths = torch.stack([s.result.quantized.detach().norm(dim=-1) / s.k.norm(dim=-1) for s in seen])

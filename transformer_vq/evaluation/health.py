@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from transformer_vq.models import TransformerVQ
@@ -41,7 +42,7 @@ class LayerHealth:
         tokens = int(counted.sum())
         for name in MEANS:
             self.sums[name] += health[name].item() * tokens
-        keys = (k * counted[:, None, :, None]).transpose(0, 1).flatten(1, 2).to(distance.dtype)
+        keys = rearrange(k * counted[:, None, :, None], "b h t k -> h (b t) k").to(distance.dtype)
         self.key_gram += keys.mT @ keys
         self.tokens += tokens
         self.counts += counts.cpu().double()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,14 +99,14 @@ class LatentQuantizer(nn.Module):
 
     def rows_of(self, codes: Tensor) -> Tensor:
         """Codes (B, R, H, h, w) -> what the decoder reads, (B, C, h, w).  Raises ValueError for codes out of range."""
-        B, R, H, h, w = codes.shape
+        _, R, H, h, w = codes.shape
         if len(self.stages) != R or self.parts != H:
             raise ValueError(f"codes {tuple(codes.shape)}: {len(self.stages)} stages of {self.parts} parts are needed")
         S = self.quantizers[0].codebook.shape[1]
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < S:
             raise ValueError(f"codes lie in {int(codes.min())}..{int(codes.max())}: there are {S}")
         rows = [lookup(stage.codebook, codes[:, i].flatten(2)) for i, stage in enumerate(self.quantizers)]
-        return torch.stack(rows).sum(0).transpose(2, 3).reshape(B, -1, h, w)
+        return rearrange(torch.stack(rows).sum(0), "b part (h w) k -> b (part k) h w", h=h, w=w)
 
     def set_step(self, step: int) -> None:
         """Tell the stages the optimizer step; the noise of this step depends on seed and step."""
@@ -128,12 +129,12 @@ class LatentQuantizer(nn.Module):
 
     def _rows(self, z: Tensor) -> Tensor:
         """(B, H·K, h, w) -> (1, H, N, K)."""
-        return z.unflatten(1, (self.parts, -1)).permute(1, 0, 3, 4, 2).flatten(1, 3)[None].contiguous()
+        return rearrange(z, "b (part k) h w -> 1 part (b h w) k", part=self.parts).contiguous()
 
     def _grid(self, k: Tensor, like: Tensor) -> Tensor:
         """(1, H, N, K) -> (B, H·K, h, w)."""
         B, _, h, w = like.shape
-        return k[0].unflatten(1, (B, h, w)).permute(1, 0, 4, 2, 3).flatten(1, 2).contiguous()
+        return rearrange(k, "1 part (b h w) k -> b (part k) h w", b=B, h=h, w=w).contiguous()
 
     def _codes(self, stages: list[Stage], like: Tensor) -> Tensor:
         """-> (B, R, H, h, w); without a codebook (B, R, H, 0, 0)."""
@@ -141,4 +142,4 @@ class LatentQuantizer(nn.Module):
         B, _, h, w = like.shape
         if not codes.numel():
             return codes.new_empty(B, *codes.shape[:2], 0, 0)
-        return codes.unflatten(2, (B, h, w)).permute(2, 0, 1, 3, 4).contiguous()
+        return rearrange(codes, "stage part (b h w) -> b stage part h w", b=B, h=h, w=w).contiguous()

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from transformer_vq.config import TransformerVQConfig
@@ -84,7 +85,7 @@ class VQAttention(nn.Module):
 
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads·width), head-major -> (B, heads, T, width)."""
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return rearrange(x, "b t (h d) -> b h t d", h=heads)
 
     def normed_heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads·K) -> (B, heads, T, K): each head's vector at length K^(1/4), the space of keys and codes."""
@@ -140,4 +141,4 @@ class VQAttention(nn.Module):
                 segments=context.segments,
                 mask=context.mask,
             )
-        return o.transpose(1, 2).flatten(2), after, quantized
+        return rearrange(o, "b h t v -> b t (h v)"), after, quantized

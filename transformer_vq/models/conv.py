@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from transformer_vq.ops.attention.call import real_first
+from transformer_vq.ops.attention.padding import real_first
 
 
 class ShortConvolution(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from transformer_vq.config import TransformerVQConfig
@@ -80,7 +81,7 @@ class XLBias(nn.Module):
             place = torch.arange(table.numel(), device=table.device).view_as(table)
             keep = lasting_uniform(draws[0], self.layer, place) >= config.dropout_sinusoid
             table = torch.where(keep, table / (1 - config.dropout_sinusoid), 0)
-        return self.r_proj(table).unflatten(-1, (config.heads, config.key_dim)).transpose(0, 1) / self.tau
+        return rearrange(self.r_proj(table), "distance (h k) -> h distance k", h=config.heads) / self.tau
 
     def freeze(self, frozen: bool) -> None:
         """Keep r for calls without gradients, or stop keeping it: see `TransformerVQ.frozen`."""

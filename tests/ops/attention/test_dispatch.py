@@ -1,9 +1,15 @@
 """One way from a backend's name to the backend."""
 
+import inspect
+
+import pytest
 import torch
 from attention_cases import attention_case, call
 
+from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import BACKENDS, resolve_backend
+from transformer_vq.ops.attention.arguments import Arguments
+from transformer_vq.ops.attention.call import prepare
 
 
 def test_auto_says_what_it_takes_and_why():
@@ -29,3 +35,25 @@ def test_a_backend_of_ones_own():
 def test_every_backend_takes_an_empty_call():
     for name in BACKENDS:
         assert call(attention_case(T=0), backend=name)[0].shape == (2, 2, 0, 3)
+
+
+def test_the_signature_is_the_list_of_arguments():
+    shown = inspect.signature(vq_attention).parameters
+    assert list(shown)[:5] == ["q", "k_hat", "v", "codes", "codebook"]
+    assert shown["scale"].default is None and shown["window"].kind is inspect.Parameter.KEYWORD_ONLY
+    with pytest.raises(TypeError, match="windw"):
+        call(attention_case(), windw=3)
+
+
+def test_tensors_reach_a_backend_in_their_own_type():
+    case = attention_case(dtype=torch.bfloat16, scale=0.3, bias=(1, 13))
+    _, state = call(case)
+    ready = prepare(Arguments(**case.tensors, **case.options, state=state))
+    own = (ready.q, ready.k_hat, ready.v, ready.codebook, ready.bias, ready.state.k_hat, ready.state.v)
+    assert {x.dtype for x in own} == {torch.bfloat16} and ready.scale == 0.3
+    assert ready.state.count.dtype == ready.state.mean.dtype == torch.float32
+    rows = torch.take_along_dim(ready.codebook[None], ready.codes[..., None], dim=2)
+    assert torch.equal(rows, ready.k_hat)
+    wide = ready.wide()
+    assert wide.q.dtype == wide.state.v.dtype == wide.bias.dtype == torch.float32 and wide.scale is None
+    assert torch.equal(wide.q, ready.q.float() * 0.3)

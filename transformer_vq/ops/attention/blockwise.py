@@ -61,6 +61,7 @@ class Inputs(NamedTuple):
 
 def blockwise(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V)."""
+    call = call.wide()
     M, T = call.window, call.q.shape[3]
     L = max(1, min(call.block_len, T))
     if call.gradients == "window":

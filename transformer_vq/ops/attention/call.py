@@ -1,4 +1,4 @@
-"""What a backend receives: checked arguments in one layout, without padding and in one wide dtype.
+"""What a backend receives: checked arguments in one layout and without padding.
 
 A backend is a function `Call -> o`. Everything that all of them share happens once, here: shapes are checked, real
 tokens move to the front, segment ids become run numbers, query heads are grouped under their key head.
@@ -8,56 +8,61 @@ Axes:  B batch  H query heads  Hkv key heads  G = H/Hkv  T length  K key width  
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from transformer_vq.ops.attention.state import AttentionState, initial_state, pick
+from transformer_vq.ops.attention.arguments import Arguments, check
+from transformer_vq.ops.attention.padding import pick, real, real_first
+from transformer_vq.ops.attention.state import AttentionState, initial_state
 from transformer_vq.ops.nearest import lookup
 
-GRADIENTS = ("window", "block")
 
+@dataclass(frozen=True, kw_only=True)
+class Call(Arguments):
+    """The arguments of one attention call, made ready. Padding, if any, is at the end of a row and all zero.
 
-@dataclass(frozen=True)
-class Call:
-    """One attention call. Floating tensors are fp32 or wider; padding, if any, is at the end of a row and all zero.
+    q is (B, Hkv, G, T, K), bias (B or 1, Hkv, G, T or 1, M+1); `scale` is not in q. Tensors are of the caller's types:
+    logits, softmax, counts and means must be fp32 or wider all the same. The codebook is detached, in k_hat's type:
+    the cache must see the rows that 16-bit keys are. Padding continues the last of `segments`; `mask` is None.
 
     Keys after the last real token are invisible to real queries by causality, so backends need no mask; what they
     return for padded queries is dropped, but must be finite.
     """
 
-    q: Tensor
-    """(B, Hkv, G, T, K), already multiplied by the scale."""
-    k_hat: Tensor
-    """(B, Hkv, T, K)."""
-    v: Tensor
-    """(B, Hkv, T, V)."""
-    codes: Tensor
-    """(B, Hkv, T) int64."""
-    codebook: Tensor
-    """(Hkv, S, K), detached."""
-    bias: Tensor | None
-    """(B or 1, Hkv, G, T or 1, M+1): added at distance 0 … M."""
-    rotary: Tensor | None
-    """(K/2,) radians per token."""
     state: AttentionState
-    """Detached; the carried keys stand at positions −M … −1."""
+    """Detached; the carried keys stand at positions −M … −1. Keys and values of this call's types."""
     fresh: bool
     """No state came in: the one above is empty."""
-    segment: Tensor | None
-    """(B, T) ids, padding continuing the last one."""
     run: Tensor | None
     """(B, T) int64: number of the document in this call; the state's own document is 0. None: all 0."""
     length: Tensor
     """(B,) int64: real tokens of each row."""
     padded: bool
     """False: every row has T of them."""
-    window: int
-    block_len: int
-    cache: bool
-    gradients: str
-    grad_through_cache: bool
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """fp32, or fp64 if queries or values are: oracles keep their digits."""
+        return torch.promote_types(torch.promote_types(self.q.dtype, self.v.dtype), torch.float32)
+
+    def wide(self) -> Call:
+        """The same call with all floating tensors in `wide_dtype` and the scale inside q."""
+        wide = self.wide_dtype
+        q = self.q.to(wide)
+        return replace(
+            self,
+            q=q if self.scale is None else q * self.scale,
+            scale=None,
+            k_hat=self.k_hat.to(wide),
+            v=self.v.to(wide),
+            codebook=self.codebook.to(wide),
+            bias=None if self.bias is None else self.bias.to(wide),
+            state=self.state.of_type(wide, wide, wide),
+        )
 
     @property
     def query_run(self) -> Tensor:
@@ -94,47 +99,23 @@ class Call:
         return torch.cat([lookup(self.codebook, self.state.codes), self.k_hat], dim=2)
 
 
-def prepare(
-    q: Tensor,
-    k_hat: Tensor,
-    v: Tensor,
-    codes: Tensor,
-    codebook: Tensor,
-    *,
-    window: int,
-    block_len: int,
-    scale: float | None,
-    bias: Tensor | None,
-    rotary: Tensor | None,
-    state: AttentionState | None,
-    segments: Tensor | None,
-    mask: Tensor | None,
-    cache: bool,
-    gradients: str,
-    grad_through_cache: bool,
-) -> Call:
-    """The arguments of `vq_attention` as a `Call`. Raises ValueError with the shapes where they do not fit together."""
-    check(q, k_hat, v, codes, codebook, window, block_len, bias, rotary, segments, mask, gradients)
-    B, H, T, K = q.shape
+def prepare(x: Arguments) -> Call:
+    """The arguments as backends want them. Raises ValueError with the shapes where they do not fit together."""
+    check(x)
+    q, k_hat, v, codes, bias, segments, mask = x.q, x.k_hat, x.v, x.codes, x.bias, x.segments, x.mask
+    B, _, T, K = q.shape
     _, Hkv, _, V = v.shape
-    S, G = codebook.shape[1], H // Hkv
-    wide = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)  # fp64 stays: oracles keep digits
-
-    fresh = state is None
+    wide = torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
+    state = x.state
     if state is None:
-        state = initial_state(B, Hkv, K, V, S, window, dtype=wide, device=q.device)
-    else:
-        check_state(state, (B, Hkv, K, V, S, window))
-        state = AttentionState(*(x.detach().to(wide) if x.is_floating_point() else x for x in state))
+        state = initial_state(B, Hkv, K, V, x.codebook.shape[1], x.window, dtype=wide, device=q.device)
+    state = state.of_type(k_hat.dtype, v.dtype, wide)
 
-    key_dtype = k_hat.dtype
-    q, k_hat, v = q.to(wide), k_hat.to(wide), v.to(wide)
-    bias = None if bias is None else bias.to(wide)
     length = torch.full((B,), T, device=q.device)
     if mask is not None:
         length = mask.sum(1)
         order = real_first(mask)
-        q, k_hat, v = (pick(x, order).masked_fill(~real(length, T)[:, None, :, None], 0) for x in (q, k_hat, v))
+        q, k_hat, v = (pick(y, order).masked_fill(~real(length, T)[:, None, :, None], 0) for y in (q, k_hat, v))
         codes = torch.take_along_dim(codes, order[:, None], dim=2)
         segments = None if segments is None else torch.take_along_dim(segments, order, dim=1)
         bias = bias if bias is None or bias.shape[2] == 1 else pick(bias, order)
@@ -146,92 +127,16 @@ def prepare(
         before = torch.where(state.position > 0, state.segment, segments[:, 0])
         run = (segments != torch.cat([before[:, None], segments[:, :-1]], dim=1)).long().cumsum(1)
 
-    return Call(
-        q=(q if scale is None else q * scale).unflatten(1, (Hkv, G)),
-        k_hat=k_hat,
-        v=v,
-        codes=codes,
-        codebook=codebook.detach().to(key_dtype).to(wide),  # the cache must see the rows that 16-bit keys are
-        bias=None if bias is None else bias.unflatten(1, (Hkv, G)),
-        rotary=rotary,
-        state=state,
-        fresh=fresh,
-        segment=segments,
-        run=run,
-        length=length,
-        padded=mask is not None,
-        window=window,
-        block_len=block_len,
-        cache=cache,
-        gradients=gradients,
-        grad_through_cache=grad_through_cache,
-    )
-
-
-def real_first(mask: Tensor) -> Tensor:
-    """(B, T) bool -> (B, T) int64: order that moves real tokens to the front and keeps them in order."""
-    return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
-
-
-def real(length: Tensor, T: int) -> Tensor:
-    """(B,) -> (B, T) bool: the first `length` tokens."""
-    return torch.arange(T, device=length.device) < length[:, None]
-
-
-def check(
-    q: Tensor,
-    k_hat: Tensor,
-    v: Tensor,
-    codes: Tensor,
-    codebook: Tensor,
-    window: int,
-    block_len: int,
-    bias: Tensor | None,
-    rotary: Tensor | None,
-    segments: Tensor | None,
-    mask: Tensor | None,
-    gradients: str,
-) -> None:
-    """Raise ValueError, with the shapes, for arguments that do not belong together."""
-    if window < 0 or block_len < 1:
-        raise ValueError(f"window must be at least 0 and block_len at least 1, not {window} and {block_len}")
-    if gradients not in GRADIENTS:
-        raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, not {gradients!r}")
-    for name, x, axes in (("q", q, 4), ("v", v, 4), ("codebook", codebook, 3)):
-        if x.dim() != axes:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it needs {axes} axes")
-    B, H, T, K = q.shape
-    Hkv, V = v.shape[1], v.shape[3]
-    if Hkv == 0 or H % Hkv:
-        raise ValueError(f"{H} query heads in q {tuple(q.shape)} do not divide among the {Hkv} of v {tuple(v.shape)}")
-    wanted = [("k_hat", k_hat, (B, Hkv, T, K)), ("v", v, (B, Hkv, T, V)), ("codes", codes, (B, Hkv, T))]
-    wanted += [(name, x, (B, T)) for name, x in (("segments", segments), ("mask", mask)) if x is not None]
-    wanted += [("codebook", codebook, (Hkv, codebook.shape[1], K))]
-    if rotary is not None:
-        if K % 2:
-            raise ValueError(f"rotary positions need an even key width; q {tuple(q.shape)} has {K}")
-        wanted += [("rotary", rotary, (K // 2,))]
-    for name, x, shape in wanted:
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; q {tuple(q.shape)} and v need {shape}")
-    if bias is not None and (
-        bias.dim() != 4
-        or bias.shape[0] not in (1, B)
-        or bias.shape[1] != H
-        or bias.shape[2] not in (1, T)
-        or bias.shape[3] != window + 1
-    ):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; it needs ({B} or 1, {H}, {T} or 1, {window + 1})")
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool, True where a token is real, not {mask.dtype}")
-    if codes.dtype != torch.int64:
-        raise ValueError(f"codes must be int64, not {codes.dtype}")
-
-
-def check_state(state: AttentionState, sizes: tuple[int, int, int, int, int, int]) -> None:
-    """Raise ValueError where a state was made for other sizes (B, Hkv, K, V, S, M)."""
-    for name, got, want in zip(
-        AttentionState._fields, state, initial_state(*sizes, dtype=torch.float32, device="meta"), strict=True
-    ):
-        if got.shape != want.shape:
-            raise ValueError(f"state.{name} has shape {tuple(got.shape)}; this call needs {tuple(want.shape)}")
+    ready: dict[str, Any] = {
+        "q": rearrange(q, "b (h g) t k -> b h g t k", h=Hkv),
+        "k_hat": k_hat,
+        "v": v,
+        "codes": codes,
+        "codebook": x.codebook.detach().to(k_hat.dtype),
+        "bias": None if bias is None else rearrange(bias, "b (h g) t m -> b h g t m", h=Hkv),
+        "state": state,
+        "segments": segments,
+        "mask": None,
+    }
+    given = {field.name: getattr(x, field.name) for field in fields(x)} | ready
+    return Call(**given, fresh=x.state is None, run=run, length=length, padded=mask is not None)

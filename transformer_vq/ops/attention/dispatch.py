@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from transformer_vq.ops.attention.arguments import Arguments, taking
 from transformer_vq.ops.attention.blockwise import blockwise
-from transformer_vq.ops.attention.call import Call, prepare, real_first
+from transformer_vq.ops.attention.call import Call, prepare
+from transformer_vq.ops.attention.carry import next_state
+from transformer_vq.ops.attention.padding import pick, real_first
 from transformer_vq.ops.attention.quadratic import quadratic
 from transformer_vq.ops.attention.recurrent import recurrent
-from transformer_vq.ops.attention.state import AttentionState, next_state, pick
+from transformer_vq.ops.attention.state import AttentionState
 from transformer_vq.ops.resolve import resolve
 
 SHORT = 32
@@ -22,26 +26,8 @@ Backend = Callable[[Call], Tensor]
 BACKENDS: dict[str, Backend] = {"quadratic": quadratic, "blockwise": blockwise, "recurrent": recurrent}
 
 
-def vq_attention(
-    q: Tensor,
-    k_hat: Tensor,
-    v: Tensor,
-    codes: Tensor,
-    codebook: Tensor,
-    *,
-    window: int,
-    block_len: int,
-    scale: float | None = None,
-    bias: Tensor | None = None,
-    rotary: Tensor | None = None,
-    state: AttentionState | None = None,
-    segments: Tensor | None = None,
-    mask: Tensor | None = None,
-    cache: bool = True,
-    gradients: str = "window",
-    grad_through_cache: bool = True,
-    backend: str = "auto",
-) -> tuple[Tensor, AttentionState]:
+@taking(Arguments)
+def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     """Causal attention over vector-quantized keys  [Lingle 2309.16354].
 
         logit(i,j) = scale·q_i·k̂_j + [i−j ≤ M] bias(i, i−j),   j ≤ i,   softmax over j, times v_j
@@ -67,33 +53,16 @@ def vq_attention(
 
     Raises ValueError with the shapes where arguments do not fit together.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        call = prepare(
-            q,
-            k_hat,
-            v,
-            codes,
-            codebook,
-            window=window,
-            block_len=block_len,
-            scale=scale,
-            bias=bias,
-            rotary=rotary,
-            state=state,
-            segments=segments,
-            mask=mask,
-            cache=cache,
-            gradients=gradients,
-            grad_through_cache=grad_through_cache,
-        )
-        name, _ = resolve_backend(backend, q.device, q.shape[2])
+    with torch.autocast(x.q.device.type, enabled=False):
+        call = prepare(x)
+        name, _ = resolve_backend(x.backend, x.q.device, x.q.shape[2])
         attend: Backend = resolve(name, BACKENDS, "attention backend")
-        o = attend(call) if q.shape[2] else call.q.new_zeros(*call.q.shape[:4], v.shape[3])
-        o = o.flatten(1, 2).to(v.dtype)
-        if mask is not None:
-            back = torch.argsort(real_first(mask), dim=1)
-            o = pick(o, back).masked_fill(~mask[:, None, :, None], 0)
-        return o, next_state(call, k_hat.dtype, v.dtype)
+        o = attend(call) if x.q.shape[2] else call.q.new_zeros(*call.q.shape[:4], x.v.shape[3])
+        o = rearrange(o, "b h g t v -> b (h g) t v").to(x.v.dtype)
+        if x.mask is not None:
+            back = torch.argsort(real_first(x.mask), dim=1)
+            o = pick(o, back).masked_fill(~x.mask[:, None, :, None], 0)
+        return o, next_state(call)
 
 
 def resolve_backend(name: str, device: torch.device | str, T: int) -> tuple[str, str]:

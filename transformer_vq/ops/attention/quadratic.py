@@ -19,6 +19,7 @@ from transformer_vq.ops.attention.rotary import positioned
 
 def quadratic(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V)."""
+    call = call.wide()
     M, T = call.window, call.q.shape[-2]
     i = torch.arange(T, device=call.q.device)[:, None]
     j = torch.arange(-M, T, device=call.q.device)

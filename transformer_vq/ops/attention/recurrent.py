@@ -19,6 +19,7 @@ from transformer_vq.ops.attention.rotary import positioned
 
 def recurrent(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V). Keys lie as M carried ones, then T of the call: the window of i is i … i+M."""
+    call = call.wide()
     M, L, T = call.window, call.block_len, call.q.shape[3]
     strip_stays_exact = call.gradients == "block" and call.cache  # the paper's rule: keys of the block's strip learn
     q, q_far, k = positioned(call)

@@ -7,13 +7,10 @@ The logit is then continuous in the distance, and still independent of the block
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformer_vq.ops.attention.call import Call
+from transformer_vq.ops.attention.call import Call
 
 
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
