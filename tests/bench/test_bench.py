@@ -4,14 +4,30 @@ import json
 
 import pytest
 
-from transformer_vq.bench import generation
+from transformer_vq.bench import generation, train
+from transformer_vq.bench.turns import in_turns, ratios
 from transformer_vq.cli import run
 
 
 def test_generation_names_each_position():
-    rows = generation.run(positions=(8, 64), layers=1, width=32, repeats=2)
+    rows = generation.run(positions=(8, 64), repeats=2, compare_up_to=8, layers=1)
     assert [row["position"] for row in rows] == [8, 64]
     assert rows[0]["ratio"] == 1.0 and all(row["milliseconds"] > 0 for row in rows)
+    assert rows[0]["llama_ratio"] > 0 and rows[1]["llama_ms"] is None
+
+
+def test_training_names_each_length_and_moves_both_models():
+    (row,) = train.run(lengths=(24,), repeats=2, tokens=48, layers=1)
+    assert (row["length"], row["rows"]) == (24, 2)
+    assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+def test_contestants_take_turns_and_the_first_turn_does_not_count():
+    order: list[str] = []
+    found = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "cpu")
+    assert order == ["a", "b"] * 4 and [len(found[name]) for name in "ab"] == [3, 3]
+    assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 1.0]) == (2.5, 3.0, 3.5)
+    assert ratios([3.0], [1.0]) == (3.0, 3.0, 3.0)
 
 
 def test_the_command_prints_one_json_object(capsys, monkeypatch):

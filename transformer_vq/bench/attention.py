@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformer_vq.bench.memory import largest_resident
+from transformer_vq.bench.turns import in_turns, ratios
 from transformer_vq.ops import vq_attention
 
 LENGTHS = (2048, 8192, 16_384, 32_768, 65_536)
@@ -38,19 +38,14 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int =
     for length in lengths:
         vq, full = steps(length, device, **{**SIZES, **sizes})
         contest = {"vq": vq, "sdpa": full} if length <= compare_up_to else {"vq": vq}
-        seconds: dict[str, list[float]] = {name: [] for name in contest}
-        for turn in range(repeats + 1):
-            for name, step in contest.items():
-                spent = timed(step, device)
-                if turn > 0:  # the first turn warms up
-                    seconds[name].append(spent)
+        seconds = in_turns(contest, repeats, device)
         ours, theirs = seconds["vq"], seconds.get("sdpa")
         rows.append(
             {
                 "tokens": length,
                 "vq_ms": 1e3 * statistics.median(ours),
                 "sdpa_ms": 1e3 * statistics.median(theirs) if theirs else None,
-                "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)) if theirs else None,
+                "ratio": ratios(theirs, ours)[1] if theirs else None,
                 "peak_mib": peak_memory(length, **{**SIZES, **sizes}) if device == "cpu" else None,
             }
         )
@@ -91,17 +86,6 @@ def steps(
         backward(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0))
 
     return vq, full
-
-
-def timed(step: Callable[[], None], device: str) -> float:
-    """Seconds that one step takes."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_memory(length: int, **sizes: int) -> float:

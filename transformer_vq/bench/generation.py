@@ -1,64 +1,101 @@
-"""Time to generate one token, far into a text and near its start: constant, if the state is.
+"""Time to generate one token, near the start of a text and far into it: constant, if the state is.
 
-The calls at both positions take turns in one process; the ratio of their medians is the result.
+Beside it Llama's, which reads all keys and values so far.
+
+The calls at all positions take turns in one process. One token's work does not depend on what the weights are.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from transformer_vq.config import TransformerVQConfig
+from transformer_vq.bench.llama import llama, ours
+from transformer_vq.bench.turns import in_turns, ratios
 from transformer_vq.models import ModelState, TransformerVQ
 
 PIECE = 4096  # tokens read in one call on the way to a position
 
+Row = dict[str, float | None]
+
 
 def run(
-    positions: Sequence[int] = (1024, 65_536), layers: int = 4, width: int = 256, repeats: int = 200
-) -> list[dict[str, float]]:
-    """-> a row each position: position, milliseconds (median of `repeats` calls), ratio to the first position.
-
-    A gated unit model of fresh weights: one token's work does not depend on what the weights are.
+    positions: Sequence[int] = (1024, 16_384, 65_536), repeats: int = 200, compare_up_to: int = 16_384, **changes: Any
+) -> list[Row]:
+    """-> a row each position: position, milliseconds (median of `repeats` calls), ratio to the first position's,
+    llama_ms and llama_ratio (Llama over ours, median over turns); these are None beyond `compare_up_to`.
+    `changes` to the model of `llama.SHAPE`.
     """
-    config = TransformerVQConfig(vocab_size=256, layers=layers, width=width, value_dim=2 * width)
-    model = TransformerVQ(config).eval()
-    text = torch.randint(256, (1, max(positions)), generator=torch.Generator().manual_seed(0))
-    seconds: dict[int, list[float]] = {position: [] for position in positions}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = ours(**changes).to(device).eval()
+    text = torch.randint(256, (1, max(positions)), generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
-        states = {position: read(model, text[:, :position]) for position in positions}
+        contest: dict[str, Callable[[], object]] = {f"vq {p}": vq_token(model, text[:, :p]) for p in positions}
+        compared = [position for position in positions if position <= compare_up_to]
+        if compared:
+            other = llama(model.config).to(device).eval()
+            contest |= {f"llama {p}": llama_token(other, text[:, :p]) for p in compared}
         with model.frozen():
-            for turn in range(repeats + 10):
-                for position, state in states.items():
-                    start = time.perf_counter()
-                    states[position] = model(text[:, turn : turn + 1], state=state).state
-                    if turn >= 10:  # the first turns warm up
-                        seconds[position].append(time.perf_counter() - start)
-    medians = [statistics.median(values) for values in seconds.values()]
-    return [
-        {"position": position, "milliseconds": 1e3 * median, "ratio": median / medians[0]}
-        for position, median in zip(positions, medians, strict=True)
-    ]
+            seconds = in_turns(contest, repeats, device, warmup=10)
+    rows: list[Row] = []
+    first = statistics.median(seconds[f"vq {positions[0]}"])
+    for position in positions:
+        mine, theirs = seconds[f"vq {position}"], seconds.get(f"llama {position}")
+        rows.append(
+            {
+                "position": position,
+                "milliseconds": 1e3 * statistics.median(mine),
+                "ratio": statistics.median(mine) / first,
+                "llama_ms": 1e3 * statistics.median(theirs) if theirs else None,
+                "llama_ratio": ratios(theirs, mine)[1] if theirs else None,
+            }
+        )
+    return rows
 
 
-def read(model: TransformerVQ, tokens: torch.Tensor) -> ModelState:
+def vq_token(model: TransformerVQ, text: Tensor) -> Callable[[], None]:
+    """A call of one token after `text` (1, T), the state carried on."""
+    state = read(model, text)
+
+    def step() -> None:
+        nonlocal state
+        state = model(text[:, :1], state=state).state
+
+    return step
+
+
+def llama_token(model: nn.Module, text: Tensor) -> Callable[[], None]:
+    """The same of Llama, whose cache grows by the token."""
+    cache = None
+    for piece in text.split(PIECE, dim=1):
+        cache = model(piece, cache=cache, use_cache=True, logits_to_keep=1).cache
+
+    def step() -> None:
+        model(text[:, :1], cache=cache, use_cache=True)
+
+    return step
+
+
+def read(model: TransformerVQ, tokens: Tensor) -> ModelState:
     """The state after `tokens` (1, T)."""
     state = None
     for piece in tokens.split(PIECE, dim=1):
-        state = model(piece, state=state).state
+        state = model(piece, state=state, logits=False).state
     assert state is not None
     return state
 
 
-def table(rows: list[dict[str, float]], title: str) -> None:
+def table(rows: list[Row], title: str) -> None:
     """Print the rows."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("position", "ms a token (median)", "ratio", title=title)
+    shown = Table("position", "ms a token (median)", "to the first", "Llama, ms", "Llama / VQ", title=title)
+    forms = {"position": ",.0f", "milliseconds": ".2f", "ratio": ".3f", "llama_ms": ".2f", "llama_ratio": ".2f"}
     for row in rows:
-        shown.add_row(f"{row['position']:,.0f}", f"{row['milliseconds']:.2f}", f"{row['ratio']:.3f}")
+        shown.add_row(*("–" if row[key] is None else format(row[key], form) for key, form in forms.items()))
     Console().print(shown)

@@ -1,4 +1,4 @@
-"""`transformer-vq bench attention|quantize|images|generation`: side-by-side timings, as commands and never as tests."""
+"""`transformer-vq bench attention|quantize|images|generation|train`: side-by-side timings, never tests."""
 
 from __future__ import annotations
 
@@ -40,8 +40,20 @@ def images(repeats: Repeats = None, json: Json = False) -> None:
 
 @bench.command()
 def generation(repeats: Repeats = None, json: Json = False) -> None:
-    """Time per generated token at position 65,536 beside position 1,024."""
+    """Time per generated token at several positions, beside Llama's."""
     _measure("generation", json, repeats=repeats)
+
+
+@bench.command()
+def train(
+    lengths: Annotated[
+        list[int] | None, typer.Option("--length", min=1, help="Tokens of a row, may be given several times.")
+    ] = None,
+    repeats: Repeats = None,
+    json: Json = False,
+) -> None:
+    """A training step of a small model beside one of Llama of the same shape."""
+    _measure("train", json, lengths=lengths, repeats=repeats)
 
 
 def _measure(name: str, json: bool, **options: Any) -> None:

@@ -1,0 +1,97 @@
+"""A training step of a small model with quantized keys beside one of `transformers`' Llama of the same shape.
+
+Forward, backward, AdamW and the codebooks' update; the same tokens a step at every length.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transformer_vq.bench.llama import llama, ours
+from transformer_vq.bench.turns import in_turns, ratios
+from transformer_vq.models import TransformerVQ
+
+LENGTHS = (512, 4096, 8192)
+TOKENS = 8192
+"""A step reads so many, in rows of the length at hand; at least one row."""
+
+Row = dict[str, float]
+
+
+def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS, **changes: Any) -> list[Row]:
+    """-> a row each length: length, rows, vq_ms, llama_ms (medians), ratio (llama over vq, median over turns) and its
+    quartiles ratio_low, ratio_high.  `changes` to the model of `llama.SHAPE`.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: list[Row] = []
+    for length in lengths:
+        batch = max(1, tokens // length)
+        model = ours(**changes).to(device)
+        contest = {
+            "vq": vq_step(model, batch, length, device),
+            "llama": llama_step(llama(model.config).to(device), batch, length, device),
+        }
+        seconds = in_turns(contest, repeats, device)
+        low, median, high = ratios(seconds["llama"], seconds["vq"])
+        found.append(
+            {
+                "length": length,
+                "rows": batch,
+                "vq_ms": 1e3 * statistics.median(seconds["vq"]),
+                "llama_ms": 1e3 * statistics.median(seconds["llama"]),
+                "ratio": median,
+                "ratio_low": low,
+                "ratio_high": high,
+            }
+        )
+    return found
+
+
+def vq_step(model: TransformerVQ, batch: int, length: int, device: str) -> Callable[[], None]:
+    """A step of ours, as the training loop takes it."""
+    tokens, optimizer = text(batch, length, device), torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        loss = model(tokens, labels=tokens.roll(-1, 1), logits=False).loss
+        assert loss is not None
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.apply_codebook_statistics()
+
+    return step
+
+
+def llama_step(model: nn.Module, batch: int, length: int, device: str) -> Callable[[], None]:
+    """A step of Llama's."""
+    tokens, optimizer = text(batch, length, device), torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def text(batch: int, length: int, device: str) -> Tensor:
+    """Random bytes."""
+    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def table(rows: list[Row], title: str) -> None:
+    """Print the rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("length", "rows", "VQ, ms", "Llama, ms", "Llama / VQ", "quartiles", title=title)
+    for row in rows:
+        spread = f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}"
+        times = (f"{row['vq_ms']:,.0f}", f"{row['llama_ms']:,.0f}", f"{row['ratio']:.2f}")
+        shown.add_row(f"{row['length']:,.0f}", f"{row['rows']:.0f}", *times, spread)
+    Console().print(shown)
