@@ -9,8 +9,19 @@ from torch import nn
 from transformer_vq.config import ConfigError, TransformerVQConfig
 from transformer_vq.models import TransformerVQ
 
-SHAPE = {"vocab_size": 256, "block": "transformer", "position": "rotary", "layers": 4, "width": 192, "heads": 4}
-SHAPE |= {"kv_heads": 1, "key_dim": 48, "value_dim": 48, "window": 128, "quantizer": {"kind": "vq", "codes": 128}}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 256,
+    "block": "transformer",
+    "position": "rotary",
+    "layers": 4,
+    "width": 192,
+    "heads": 4,
+    "kv_heads": 1,
+    "key_dim": 48,
+    "value_dim": 48,
+    "window": 128,
+    "quantizer": {"kind": "vq", "codes": 128},
+}
 
 
 def ours(**changes: Any) -> TransformerVQ:
