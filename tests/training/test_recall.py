@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,3 +120,64 @@ def test_accuracy_of_a_model_that_knows(tmp_path, monkeypatch):
     assert task.evaluate("test", final=True)["accuracy"] == 1.0
     task.model.offset = 1
     assert task.evaluate("test", final=True)["accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("recall", [{"vocab": 16, "pairs": 2}, {"task": "needle", "vocab": 16, "distances": 3}])
+def test_the_finished_model_is_tested_at_other_lengths(tmp_path, recall):
+    """The length of training is the same as without; the others are longer sequences with as many questions."""
+    sizes = {"examples": 32, "eval_lengths": [12, 48, 96]}
+    evaluation = {"every": 2, "batch_size": 7}
+    got = run(settings(tmp_path, recall={**recall, **sizes}, eval=evaluation), quiet=True)
+    plain = run(settings(tmp_path / "plain", recall={**recall, "examples": 32}, eval=evaluation), quiet=True)
+    for split in ("valid", "test"):
+        assert {key: value for key, value in got[split].items() if not key.startswith("length")} == plain[split]
+        for key, value in plain[split].items():
+            if not key.startswith("layer"):
+                assert got[split][f"length12/{key}"] == value
+        for length in (48, 96):
+            assert got[split][f"length{length}/questions"] == plain[split]["questions"]
+            assert 0 <= got[split][f"length{length}/accuracy"] <= 1
+            farthest = f"length{length}/distance{length - 1}/bits"  # needle: from the very beginning
+            assert "task" not in recall or farthest in got[split]
+    during = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][1]
+    assert (during["split"], during["step"]) == ("valid", 2) and not any(key.startswith("length") for key in during)
+
+
+def test_longer_sequences_are_answered_as_what_they_are(tmp_path, monkeypatch):
+    """A model that knows the first half of every longer sequence only: what it says counts there, and by distance."""
+    config = settings(
+        tmp_path, recall={"task": "needle", "vocab": 16, "distances": 4, "examples": 64, "eval_lengths": [32]}
+    )
+    task = RecallTask(config, torch.device("cpu"))
+
+    def near(tokens, **_):
+        """Answers what follows the key when that is at most 16 tokens back, else token 0."""
+        logits = torch.zeros(*tokens.shape, 16)
+        for row, place in zip(tokens, logits, strict=True):
+            before = [i for i in range(len(row) - 1) if row[i] == row[-1]]
+            if len(row) - 1 - before[-1] <= 16:
+                place[-1, row[before[-1] + 1]] = 9.0
+        return SimpleNamespace(logits=logits)
+
+    monkeypatch.setattr(task.model, "forward", near)
+    found = task.evaluate("test", final=True)
+    assert found["accuracy"] == 1.0
+    assert {n: found[f"length32/distance{n}/accuracy"] for n in (7, 15, 23, 31)} == {7: 1.0, 15: 1.0, 23: 0.0, 31: 0.0}
+    assert 0.3 < found["length32/accuracy"] < 0.7
+    assert not any(key.startswith("length") for key in task.evaluate("test", final=False))
+
+
+@pytest.mark.parametrize(
+    ("recall", "message"),
+    [
+        (
+            {"pairs": 3, "eval_lengths": [24, 11]},
+            r"recall\.pairs = 3: at most 2 fit vocab 128, recall\.eval_lengths = 11",
+        ),
+        ({"task": "needle", "distances": 5, "eval_lengths": [8]}, r"at most 3 fit recall\.eval_lengths = 8"),
+        ({"eval_lengths": [0]}, r"recall\.eval_lengths.* at least 1"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(tmp_path, recall, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(tmp_path, recall=recall)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,11 @@ class RecallConfig(Settings):
     distances: int = Field(8, ge=1, description="needle: so many distances, equally spaced up to the whole sequence")
     repeat: RepeatConfig = Field(RepeatConfig(), description="repeat: the strings")
     examples: int = Field(512, ge=1, description="sequences of each of valid and test")
+    eval_lengths: list[Annotated[int, Field(ge=1)]] = Field(
+        [],
+        strict=False,
+        description="further lengths at which the finished model is tested, longer than train.seq_len or not",
+    )
 
 
 class RecallRunConfig(Settings):
@@ -67,22 +72,11 @@ class RecallRunConfig(Settings):
         if (self.data is None) == (recall.task == "repeat"):
             why = "task: repeat reads a text; name one" if self.data is None else f"task: {recall.task} reads no text"
             raise ValueError(f"data: {why}")
-        if recall.task == "repeat":
-            need = 2 * recall.repeat.span[1] + recall.repeat.gap
-            if need > length + 1:
-                raise ValueError(
-                    f"train.seq_len = {length}: too short for recall.repeat, {recall.repeat.span[1]} tokens twice "
-                    f"and gap = {recall.repeat.gap} between; at least {need - 1}"
-                )
-            return self
-        if self.model.vocab_size not in (None, recall.vocab):
+        if recall.task != "repeat" and self.model.vocab_size not in (None, recall.vocab):
             raise ValueError(f"model.vocab_size = {self.model.vocab_size}: is recall.vocab, {recall.vocab}, or null")
-        if recall.task == "mqar" and recall.pairs > min(recall.vocab // 2 - 1, length // 4):
-            most = min(recall.vocab // 2 - 1, length // 4)
-            raise ValueError(f"recall.pairs = {recall.pairs}: at most {most} fit vocab {recall.vocab}, length {length}")
-        if recall.task == "needle" and recall.distances > length // 2 - 1:
-            most = length // 2 - 1
-            raise ValueError(f"recall.distances = {recall.distances}: at most {most} fit train.seq_len = {length}")
+        _check_length(recall, length, f"train.seq_len = {length}")
+        for other in recall.eval_lengths:
+            _check_length(recall, other, f"recall.eval_lengths = {other}")
         return self
 
     @property
@@ -91,3 +85,19 @@ class RecallRunConfig(Settings):
         if self.recall.task == "repeat":
             return self.model
         return self.model.model_copy(update={"vocab_size": self.recall.vocab})
+
+
+def _check_length(recall: RecallConfig, length: int, name: str) -> None:
+    """Raises ValueError when sequences of a length have no room for what they ask."""
+    if recall.task == "repeat":
+        need = 2 * recall.repeat.span[1] + recall.repeat.gap
+        if need > length + 1:
+            raise ValueError(
+                f"{name}: too short for recall.repeat, {recall.repeat.span[1]} tokens twice and "
+                f"gap = {recall.repeat.gap} between; at least {need - 1}"
+            )
+    most = min(recall.vocab // 2 - 1, length // 4)
+    if recall.task == "mqar" and recall.pairs > most:
+        raise ValueError(f"recall.pairs = {recall.pairs}: at most {most} fit vocab {recall.vocab}, {name}")
+    if recall.task == "needle" and recall.distances > length // 2 - 1:
+        raise ValueError(f"recall.distances = {recall.distances}: at most {length // 2 - 1} fit {name}")

@@ -4,6 +4,7 @@ accuracy             share of the questions whose most likely token is the answe
 loss, bits           of the questions, in nats and in bits
 distanceN/accuracy   the same over questions whose key lies N tokens back (needle); N to 2N - 1, N a power of 2 (mqar,
                      repeat). Likewise distanceN/bits
+lengthN/...          all of this on sequences of N tokens (`recall.eval_lengths`), in the final evaluation
 other_bits           of all other tokens that are learned (repeat), per token
 """
 
@@ -48,7 +49,8 @@ class RecallTask(Task):
         model = settled if self.corpus is None else with_vocabulary(settled, self.corpus.tokenizer)
         self.model = TransformerVQ(model, seed=config.seed)
         for split in SPLITS:
-            self._examples(1, split)  # what is wrong with a text is heard of now
+            for length in (config.train.seq_len, *config.recall.eval_lengths):
+                self._examples(1, split, length=length)  # what is wrong with a text is heard of now
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
 
@@ -81,22 +83,37 @@ class RecallTask(Task):
         return {"loss_lm": losses["lm"]}
 
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
-        """Loss and accuracy over all questions of the split, both by distance too, and codebook health."""
-        recall, size = self.config.recall, self.config.eval.batch_size
-        examples = self._examples(recall.examples, split, EXAMPLES_SEED, SPLITS[split])
+        """Loss and accuracy over all questions of the split, both by distance too, and codebook health.
+
+        At the end of the run the same of `recall.eval_lengths`, of sequences that are the same in every run.
+        """
+        with evaluating(self.model), SplitHealth(self.model) as health:
+            trained_on = self.config.train.seq_len
+            numbers = self._score(self._examples(self.config.recall.examples, split, *_seed(split)), health)
+            found = health.summary()
+        with evaluating(self.model):
+            for length in self.config.recall.eval_lengths if final else ():
+                seed = _seed(split) if length == trained_on else (*_seed(split), length)
+                scored = self._score(self._examples(self.config.recall.examples, split, *seed, length=length))
+                numbers |= {f"length{length}/{key}": value for key, value in scored.items()}
+        return {**numbers, **found}
+
+    def _score(self, examples: Examples, health: SplitHealth | None = None) -> dict[str, Any]:
+        """What the model answers to all of the examples."""
+        size = self.config.eval.batch_size
         nats, right = np.zeros(examples.labels.shape), np.zeros(examples.labels.shape, dtype=bool)
         asked = examples.distance > 0
-        with evaluating(self.model), SplitHealth(self.model) as health:
-            for start in range(0, recall.examples, size):
-                rows = slice(start, start + size)
-                tokens, labels = (torch.as_tensor(x[rows], device=self.device) for x in examples[:2])
+        for start in range(0, len(nats), size):
+            self.check_stop()
+            rows = slice(start, start + size)
+            tokens, labels = (torch.as_tensor(x[rows], device=self.device) for x in examples[:2])
+            if health is not None:
                 health.count_only(torch.ones_like(tokens, dtype=torch.bool))
-                logits = self.model(tokens).logits
-                nats[rows] = _losses(logits, labels)
-                right[rows] = (logits.argmax(-1) == labels).cpu().numpy()
-            found = health.summary()
+            logits = self.model(tokens).logits
+            nats[rows] = _losses(logits, labels)
+            right[rows] = (logits.argmax(-1) == labels).cpu().numpy()
         far = examples.distance[asked]
-        place = far if recall.task == "needle" else 2 ** np.floor(np.log2(far)).astype(np.int64)
+        place = far if self.config.recall.task == "needle" else 2 ** np.floor(np.log2(far)).astype(np.int64)
         numbers = {"accuracy": right[asked], "bits": nats[asked] / math.log(2)}
         total = {"loss": float(nats[asked].mean()), "questions": int(asked.sum())}
         total |= {name: float(values.mean()) for name, values in numbers.items()}
@@ -108,7 +125,7 @@ class RecallTask(Task):
             for n in np.unique(place)
             for name, values in numbers.items()
         }
-        return {**total, **by_distance, **found}
+        return {**total, **by_distance}
 
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
@@ -124,11 +141,15 @@ class RecallTask(Task):
         if self.corpus is not None:
             self.corpus.tokenizer.save(folder)
 
-    def _examples(self, rows: int, split: str, *seed: int) -> Examples:
-        recall, length, draw = self.config.recall, self.config.train.seq_len, np.random.default_rng(seed)
+    def _examples(self, rows: int, split: str, *seed: int, length: int | None = None) -> Examples:
+        recall, length, draw = self.config.recall, length or self.config.train.seq_len, np.random.default_rng(seed)
         if self.corpus is None:
             return make_examples(recall, length, rows, draw)
         return repeat.make_examples(self.corpus.splits[split], recall.repeat, length, rows, split == TRAIN, draw)
+
+
+def _seed(split: str) -> tuple[int, int]:
+    return EXAMPLES_SEED, SPLITS[split]
 
 
 def _losses(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
