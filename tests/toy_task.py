@@ -83,8 +83,10 @@ class ToyTask(Task):
         return {"mse": (self.model(x)[:, 0] - y).square().mean().item()}
 
 
-def train_toy(config: ToyConfig, tasks: list[ToyTask] | None = None, **options: Any) -> dict[str, Any]:
-    """Train quietly; the task that was made is appended to `tasks`."""
+def train_toy(
+    config: ToyConfig, tasks: list[ToyTask] | None = None, quiet: bool = True, **options: Any
+) -> dict[str, Any]:
+    """Train; the task that was made is appended to `tasks`."""
     flags = {name: options.pop(name) for name in ("resume", "overwrite") if name in options}
 
     def make(accelerator: Any) -> ToyTask:
@@ -92,7 +94,7 @@ def train_toy(config: ToyConfig, tasks: list[ToyTask] | None = None, **options: 
         (tasks if tasks is not None else []).append(task)
         return task
 
-    return train(config, make, quiet=True, **flags)
+    return train(config, make, quiet=quiet, **flags)
 
 
 TIMED = ("images_per_s", "tokens_per_s", "seconds")

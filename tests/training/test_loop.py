@@ -172,17 +172,44 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
         train(config, make, quiet=True)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
+def flip_a_bit(path):
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 4
+    path.write_bytes(raw)
+
+
+def stopped_at_8(tmp_path, monkeypatch):
+    """A run with checkpoints of steps 5 and 8 (an interruption writes one)."""
     config = toy_config(tmp_path / "run", checkpoint={"every": 5})
     interrupt_at(monkeypatch, 7)
     with pytest.raises(TrainingInterrupted):
         train_toy(config)
-    path = tmp_path / "run" / "checkpoints" / "step-00000008" / "model-optimizer.safetensors"
-    raw = bytearray(path.read_bytes())
-    raw[-3] ^= 4
-    path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match=r"model-optimizer\.safetensors is damaged.*delete step-00000008"):
+    monkeypatch.undo()
+    return config, tmp_path / "run" / "checkpoints"
+
+
+@pytest.mark.parametrize("name", ["model-optimizer.safetensors", "trainer.json", "manifest.json"])
+def test_a_damaged_last_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, monkeypatch, capfd, name):
+    config, checkpoints = stopped_at_8(tmp_path, monkeypatch)
+    want = train_toy(toy_config(tmp_path / "straight", checkpoint={"every": 5}))
+    flip_a_bit(checkpoints / "step-00000008" / name)
+    got = train_toy(config, resume=True, quiet=False)
+    shown = capfd.readouterr()
+    assert f"{name} is damaged" in shown.err + shown.out and "set aside as damaged-00000008" in shown.err + shown.out
+    assert got["test"] == want["test"] and got["steps"] == 20
+    assert (checkpoints / "damaged-00000008" / name).is_file()
+    assert not (checkpoints / "step-00000008").exists()
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(tmp_path, monkeypatch):
+    config, checkpoints = stopped_at_8(tmp_path, monkeypatch)
+    for step in (5, 8):
+        flip_a_bit(checkpoints / f"step-{step:08d}" / "model.safetensors")
+    before = sorted(checkpoints.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"step-00000008/model.* damaged.*no earlier .* whole, --overwrite"):
         train_toy(config, resume=True)
+    assert sorted(checkpoints.rglob("*")) == before
+    assert train_toy(config, overwrite=True)["steps"] == 20
 
 
 def test_nothing_global_is_left(tmp_path):

@@ -53,6 +53,32 @@ class Checkpoints:
         """The latest step that has a checkpoint."""
         return max(self.steps(), default=None)
 
+    def last_whole(self) -> tuple[int, list[str]]:
+        """The latest step whose checkpoint is undamaged, 0 without any; and a sentence about each later one.
+
+        Those are set aside under another name, for whoever wants to look. Raises CheckpointError, and changes nothing,
+        when there are checkpoints and none is whole.
+        """
+        complaints: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                verify(self.path(step))
+            except CheckpointError as error:
+                complaints[step] = str(error)
+                continue
+            return step, [self._set_aside(step, why) for step, why in complaints.items()]
+        if complaints:
+            why = next(iter(complaints.values()))
+            raise CheckpointError(f"{why}; no earlier checkpoint is whole, --overwrite starts anew")
+        return 0, []
+
+    def _set_aside(self, step: int, why: str) -> str:
+        target, number = self.folder / f"damaged-{step:08d}", 1
+        while target.exists():
+            target, number = self.folder / f"damaged-{step:08d}-{number}", number + 1
+        self.path(step).rename(target)
+        return f"{why}; set aside as {target.name}"
+
     def best(self) -> dict[str, Any] | None:
         """{"step": ..., metric: value} of the best checkpoint so far, while it is there."""
         path = self.folder / "best.json"
@@ -147,11 +173,10 @@ def verify(checkpoint: Path) -> None:
     for name, (digest, size) in files.items():
         path = checkpoint / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; delete {checkpoint.name} to go back to an earlier checkpoint")
+            raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != size or sha256(path) != digest:
             raise CheckpointError(
-                f"{path} is damaged: {path.stat().st_size} bytes (written: {size}), or another sha256 than written; "
-                f"delete {checkpoint.name} to go back to an earlier checkpoint"
+                f"{path} is damaged: {path.stat().st_size} bytes (written: {size}), or another sha256 than written"
             )
 
 

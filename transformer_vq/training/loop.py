@@ -110,7 +110,9 @@ def train(
             task = make_task(accelerator)
             new = overwrite or on_main(accelerator, folder.checkpoints.last) is None
             origin = warm_start(task, settings.init_from, accelerator) if new and settings.init_from else {}
-            step, planned = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
+            step, planned, damaged = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
+            for complaint in damaged:
+                progress.say(complaint)
             loop = Loop(config, task, accelerator, folder, progress, signals)
             loop.start(step, planned, origin)
             return loop.run()

@@ -102,10 +102,12 @@ class RunFolder:
             "run_dir, or --overwrite to delete that run"
         )
 
-    def begin(self, config: Any, resume: bool, overwrite: bool) -> tuple[int, int]:
-        """Take hold of the folder: the step to go on from (0: a new run), and the steps planned until now.
+    def begin(self, config: Any, resume: bool, overwrite: bool) -> tuple[int, int, list[str]]:
+        """Take hold of the folder: the step to go on from (0: a new run), the steps planned until now, and what is to be
+        said of later checkpoints, which are damaged.
 
-        Raises ConfigError as `check` does, and when another process is writing here.
+        Raises ConfigError as `check` does, and when another process is writing here; CheckpointError when there are
+        checkpoints and all are damaged.
         """
         try:
             self._held.enter_context(lock(self.path / ".lock"))
@@ -124,7 +126,8 @@ class RunFolder:
         planned = self.read_config(type(config)).train.steps if known else config.train.steps
         if not known:
             save_config(config, self.path / "config.yaml")
-        return self.checkpoints.last() or 0, planned
+        step, damaged = self.checkpoints.last_whole()
+        return step, planned, damaged
 
     def go_on(self, config: Any, step: int) -> None:
         """From here on the run is the one that `config` describes, and stands at `step`.

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_vq.config import ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError, in_units, read_text, write_text
-from transformer_vq.training.checkpoints import Checkpoints, load_json, load_tensors, save_json, save_tensors, verify
+from transformer_vq.training.checkpoints import Checkpoints, load_json, load_tensors, save_json, save_tensors
 from transformer_vq.training.distributed import any_process, everyones, on_main, together
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.task import Task
@@ -90,9 +90,8 @@ def read_snapshot(
     """Put a checkpoint back into players, optimizers and task.
 
     planned_before: the run's own `train.steps` until now, for a checkpoint that does not say what was planned.
-    Raises CheckpointError when it is damaged, ConfigError when other processes wrote it.
+    The checkpoint has been verified. Raises ConfigError when other processes wrote it.
     """
-    on_main(accelerator, lambda: verify(checkpoint))
     values, count = load_json(checkpoint / "trainer.json"), accelerator.num_processes
     if values["carries"] and values["processes"] != count:
         raise ConfigError(
