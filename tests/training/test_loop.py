@@ -196,7 +196,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_run_goes_on_from_the_one_bef
     got = train_toy(config, resume=True, quiet=False)
     shown = capfd.readouterr()
     assert f"{name} is damaged" in shown.err + shown.out and "set aside as damaged-00000008" in shown.err + shown.out
-    assert got["test"] == want["test"] and got["steps"] == 20
+    assert got["valid"] == want["valid"] and got["steps"] == 20
     assert (checkpoints / "damaged-00000008" / name).is_file()
     assert not (checkpoints / "step-00000008").exists()
 

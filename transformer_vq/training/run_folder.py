@@ -103,8 +103,8 @@ class RunFolder:
         )
 
     def begin(self, config: Any, resume: bool, overwrite: bool) -> tuple[int, int, list[str]]:
-        """Take hold of the folder: the step to go on from (0: a new run), the steps planned until now, and what is to be
-        said of later checkpoints, which are damaged.
+        """Take hold of the folder: the step to go on from (0: a new run), the steps planned until now, and what is to
+        be said of later checkpoints, which are damaged.
 
         Raises ConfigError as `check` does, and when another process is writing here; CheckpointError when there are
         checkpoints and all are damaged.
