@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_run import tiny_run
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.cli import COMMANDS
 from transformer_vq.config import RunConfig, load_config, validate
 from transformer_vq.ops import estimators
+from transformer_vq.training import run
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -57,6 +59,14 @@ def test_the_quantizer_of_ones_own_trains(tmp_path, monkeypatch):
     model(tokens[:, :-1], labels=tokens[:, 1:]).loss.backward()
     model.apply_codebook_statistics()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_run_becomes_a_model_of_transformers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tiny_run(tmp_path, "runs/tiny"), quiet=True)
+    names = {}
+    exec(next(block for block in blocks("python") if "from_run" in block), names)
+    assert names["model"](torch.tensor([[1, 2]])).logits.shape == (1, 2, names["model"].config.vocab_size)
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
