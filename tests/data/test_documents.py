@@ -1,13 +1,12 @@
-import gzip
-import lzma
+import io
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_vq.config import ConfigError
+from transformer_vq.config import DataConfig
 from transformer_vq.data import documents
-from transformer_vq.data.documents import SPLITS, Piece, carve, cut, read_file, split_at_separator, take
+from transformer_vq.data.documents import SPLITS, Piece, carve, cut, read_stream, separator_of, split_at_separator, take
 
 property_test = settings(deadline=None, max_examples=150)
 text = st.text(alphabet="ab \n€é😀\0", max_size=200)
@@ -49,27 +48,27 @@ def test_pieces_are_the_text_and_cut_no_character(text):
 
 @property_test
 @given(st.binary(max_size=600))
-def test_a_file_is_cut_like_the_same_bytes_in_memory(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("file") / "some.bin"
-    path.write_bytes(content)
-    assert list(read_file(path)) == [piece._replace(where=str(path)) for piece in cut(content, "memory")]
+def test_a_stream_is_cut_like_the_same_bytes_in_memory(content):
+    assert list(read_stream(io.BytesIO(content), "here")) == list(cut(content, "here"))
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".xz", lzma.compress), (".gz", gzip.compress)])
-def test_compressed_files_read_as_what_is_in_them(tmp_path, suffix, pack):
-    (tmp_path / f"a{suffix}").write_bytes(pack(b"one\ntwo\n" * 100))
-    assert joined(read_file(tmp_path / f"a{suffix}")) == b"one\ntwo\n" * 100
-
-
-@pytest.mark.parametrize(("suffix", "pack"), [(".xz", lzma.compress), (".gz", gzip.compress)])
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no archive", lambda b: b[:-8] + bytes(8)])
-def test_damaged_archives_are_one_line(tmp_path, suffix, pack, damage):
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(damage(pack(bytes(range(256)) * 50)))
-    with pytest.raises(ConfigError, match="not readable") as error:
-        list(read_file(path))
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("\\n\\n", b"\n\n"),
+        ("\n\n", b"\n\n"),
+        ("\\0", b"\0"),
+        ("\0", b"\0"),
+        ("<|end|>\\n", b"<|end|>\n"),
+        ("\\xff", b"\xff"),
+        ("\\u00e9é", "éé".encode()),
+        ("\\\\newpage", b"\\newpage"),
+        ("\\begin{document}", b"\\begin{document}"),
+        ("---", b"---"),
+    ],
+)
+def test_escapes_in_a_separator_are_understood(typed, meant):
+    assert separator_of(DataConfig(document_separator=typed)) == meant
 
 
 @st.composite

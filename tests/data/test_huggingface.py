@@ -1,4 +1,5 @@
 import json
+import re
 from itertools import pairwise
 
 import datasets
@@ -8,6 +9,7 @@ import pytest
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data import prepare
+from transformer_vq.data.huggingface import which_splits
 
 ROWS = [f"Row {i}: größer und weiter.\n" * (i % 5) for i in range(2000)]
 TEXT = "".join(ROWS).encode()
@@ -172,6 +174,8 @@ def test_damaged_rows_are_one_line(tmp_path, streaming):
         ("a/b/c@refs/convert/parquet", r"tried https://huggingface.co/datasets/a/b/c: Couldn't reach .*=hf:FOLDER"),
         ("/none/rows.parquet", "no such file or folder"),
         ("{tmp}/notes.txt", "a text file needs no hf:"),
+        ("{tmp}/texts", "parquet.* but text; a folder of text files needs no hf:"),
+        ("{tmp}/more", "files of more than one kind: json: a.jsonl; text: b.txt"),
         ("{tmp}/empty", "no dataset there"),
         ("{tmp}/onlytest", "no split train; the dataset has test"),
     ],
@@ -180,9 +184,54 @@ def test_what_is_not_there_says_what_to_do(tmp_path, source, message):
     (tmp_path / "notes.txt").write_text("text")
     (tmp_path / "empty").mkdir()
     (tmp_path / "onlytest").mkdir()
+    for name in ("texts/a.txt", "texts/sub/b.text", "more/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one\ntwo\n")
+    write_jsonl(tmp_path / "more" / "a.jsonl", ROWS)
     write_jsonl(tmp_path / "onlytest" / "test.jsonl", ROWS)
     source = source.format(tmp=tmp_path)
     with pytest.raises(ConfigError, match=message) as error:
         prepared(source, tmp_path)
     assert str(error.value).startswith(f"data.source = hf:{source}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train.jsonl", "Dev.jsonl", "Test.jsonl"),
+        ("Train/a.jsonl", "Validation/a.jsonl", "Testing/a.jsonl"),
+        ("corpus-training.jsonl", "corpus-dev.jsonl", "corpus-testing.jsonl"),
+    ],
+)
+def test_files_of_rows_are_sorted_as_files_of_text(tmp_path, names):
+    folder = tmp_path / "rows"
+    for name, rows in zip(names, (ROWS[:1800], ROWS[1800:1900], ROWS[1900:]), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / name, rows)
+    (folder / "README.md").write_text("about it")
+    text = decoded(prepared(folder, tmp_path))
+    assert text["train"] == "".join(ROWS[:1800]).encode()
+    assert text["test"] == "".join(ROWS[1900:]).encode()
+    write_jsonl(folder / "chapter.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"1 of \d files name no split, where others .*: chapter\.jsonl"):
+        prepared(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "named", "note"),
+    [
+        (["training", "dev", "testing"], {"train": ["training"], "valid": ["dev"], "test": ["testing"]}, None),
+        (["train", "test", "unsupervised"], {"train": ["train"], "test": ["test"]}, "left out: unsupervised"),
+        (["train", "test", "test_hard"], {"train": ["train"], "test": ["test"]}, "left out: test_hard"),
+        (
+            ["train.clean.100", "train.clean.360", "test.clean"],
+            {"train": ["train.clean.100", "train.clean.360"], "test": ["test.clean"]},
+            r"train is train\.clean\.100 and train\.clean\.360",
+        ),
+    ],
+)
+def test_a_datasets_own_splits(found, named, note):
+    got, notes = which_splits(found)
+    assert got == named
+    assert re.search(note, " ".join(notes)) if note else notes == ()

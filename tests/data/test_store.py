@@ -1,6 +1,7 @@
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -322,3 +323,48 @@ def test_preparing_needs_no_torch(book):
         sys.exit("torch" in sys.modules)
     """
     assert run_python(code, book, book.parent / "cache").returncode == 0
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_a_separator_as_a_shell_hands_it_on(book, tokenizer):
+    book.write_text("ein Absatz\n\nnoch einer\n\n" * 300)
+    typed = prepare(settings_for(book, tokenizer=tokenizer, document_separator="\\n\\n"))
+    assert typed.folder == prepare(settings_for(book, tokenizer=tokenizer, document_separator="\n\n")).folder
+    assert len(typed.splits["train"].documents) > 500
+    assert not any("nowhere" in note for note in typed.notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "note"),
+    [
+        ({"document_separator": "<|end|>"}, r"data\.document_separator = b'<\|end\|>' stands nowhere in the text"),
+        (
+            {"document_boundaries": "reset"},
+            r"data\.document_boundaries = reset changes nothing: every split is a single",
+        ),
+        ({"field": "body"}, r"data\.field = body names nothing"),
+        ({"streaming": True}, r"data\.streaming changes nothing"),
+        ({"max_bytes": 10**6}, r"data\.max_bytes = 1,000,000 cuts nothing off: train and valid and test"),
+        ({"max_eval_bytes": 10**6}, r"data\.max_eval_bytes = 1,000,000 cuts nothing off: valid and test"),
+    ],
+)
+def test_a_setting_without_effect_is_said(book, more, note):
+    assert any(re.match(note, found) for found in prepare(settings_for(book, **more)).notes)
+    assert len(prepare(settings_for(book)).notes) == 1
+
+
+def test_a_bpe_and_a_separator_inside_a_character_are_one_line(book):
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        prepare(settings_for(book, tokenizer="bpe:300", document_separator="\\xc3"))
+
+
+def test_the_shares_that_came_out_are_kept_with_the_tokens(tmp_path):
+    (tmp_path / "b.txt").write_text("".join(f"{i}\n" for i in range(1, 12001)))
+    for i in range(1, 5):
+        (tmp_path / f"s{i}.txt").write_text("word\n")
+    config = DataConfig(source=str(tmp_path), cache=str(tmp_path / ".cache"))
+    first, again = prepare(config), prepare(config)
+    assert first.notes == again.notes
+    assert any("split 90/5/5 by position" in note for note in first.notes)
+    total = sum(file.bytes for file in first.splits.values())
+    assert [round(100 * file.bytes / total, 2) for file in first.splits.values()] == [90, 5, 5]

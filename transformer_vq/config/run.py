@@ -16,7 +16,7 @@ class DataConfig(Settings):
     source: str = Field(
         "builtin",
         min_length=1,
-        description="builtin | enwik8, fetched | a text file or folder | pictures as .npz | "
+        description="builtin | enwik8, fetched | a text file, archive or folder | pictures as .npz | "
         "hf:NAME[/CONFIG][@REVISION] of the hub | hf:FOLDER of parquet, JSON or pictures",
     )
     field: str = Field(
@@ -43,7 +43,10 @@ class DataConfig(Settings):
         "ignore", description="reset: attention never crosses from one document into the next"
     )
     document_separator: str | None = Field(
-        None, min_length=1, description="text between documents; files and dataset rows are documents anyway"
+        None,
+        min_length=1,
+        description="text between documents, in which escapes such as \\n, \\t, \\0 and \\x1e are understood; files "
+        "and dataset rows are documents anyway",
     )
     cache: str | None = Field(None, description="folder of token files; null: the user's cache folder")
 

@@ -2,41 +2,33 @@
 huggingface.py).
 
 A source is opened without reading its text: it knows its name, a hash of its content and, per split, how to read it.
-Every file is a document.
+Every file is a document, and so is every member of an archive; formats.py tells what a file holds.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import platform
 import sysconfig
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.arrays import holds_arrays, open_arrays
 from transformer_vq.data.cache import cache_of
-from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve, read_file
+from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve
 from transformer_vq.data.enwik8 import fetch
+from transformer_vq.data.formats import SUFFIXES, Member, check, members, read_file
 from transformer_vq.data.huggingface import open_dataset
-from transformer_vq.data.sources import Source, complete, hash_files, split_name, walk
+from transformer_vq.data.sources import Source, explore, hash_files, some, walk
+from transformer_vq.data.splitting import Collection, divide, in_order, split_in_order
 
-NOT_TEXT = (
-    "*.parquet",
-    "*.arrow",
-    "*.jsonl",
-    "*.jsonl.gz",
-    "*.zip",
-    "*.tar",
-    "*.tar.*",
-    "*.npy",
-    "*.npz",
-    "*.safetensors",
-)
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+"""Suffixes of rows that are text too: a file of them is read as rows, among other text they are text."""
+
+ENWIK8 = ("enwik8", *(f"enwik8{suffix}" for suffix in (*SUFFIXES, ".zip")))
 
 LEFT_OUT_FOLDERS = {
     "__pycache__": "compiled",
@@ -102,79 +94,92 @@ def builtin() -> Source:
         relative = path.relative_to(root).as_posix()
         if path.suffix == ".py" and not any(fnmatch(relative, pattern) for pattern in LEFT_OUT_FILES):
             files.append(path)
-    files = [path for path in files if path.stat().st_size]
-    if len(files) < 100:
+    sizes = {path.relative_to(root).as_posix(): size for path in files if (size := path.stat().st_size)}
+    if len(sizes) < 100:
         raise ConfigError(f"data.source = builtin: {root} holds no standard library in source; name a text file")
     name = f"source code of Python {platform.python_version()}'s standard library (no tests, no generated tables)"
-    return Source(name, hash_files(root, files), read_all(split_by_hash(root, files)))
+    parts = split_in_order(in_order(sizes), sizes)
+    splits: dict[str, Pieces] = {split: partial(read_in_turn, root, names) for split, names in parts.items()}
+    return Source(name, hash_files(root, [root / name for name in sizes]), splits)
 
 
 def open_file(path: Path, border: Border) -> Source:
-    """One file, 90/5/5 by position: of the official enwik8, the usual 90, 5 and 5 million bytes."""
-    refuse_not_text([path])
+    """One file, 90/5/5 by position: the usual 90, 5 and 5 million bytes of enwik8. An archive is read as a folder."""
     if path.stat().st_size == 0:
         raise ConfigError(f"data.source = {path}: the file is empty")
-    splits = carve(lambda: read_file(path), SPLITS, border)
-    return Source(str(path), hash_files(path.parent, [path]), splits, ("split 90/5/5 by position",))
+    if (table := path.with_suffix("") if path.suffix in SUFFIXES else path).suffix.lower() in TABLES:
+        raise ConfigError(
+            f"data.source: {path} holds rows ({table.suffix}), no text; rows are read with hf:{path}, data.field names "
+            "the column"
+        )
+    found = members(path)
+    for member in found:
+        check(path, member)
+    fingerprint = hash_files(path.parent, [path])
+    if len(found) == 1:
+        splits = carve(lambda: read_file(path), SPLITS, border)
+        return Source(str(path), fingerprint, splits, ("split 90/5/5 by position", *converted({path.name: found})))
+    if not found:
+        raise ConfigError(f"data.source = {path}: the archive holds no text")
+    documents = Collection(
+        str(path),
+        {member.name: None if member.format.name else member.size for member in found},
+        lambda names: read_file(path, frozenset(names)),
+    )
+    parts = divide(documents, border)
+    notes = (*parts.notes, *converted({path.name: found}))
+    return Source(str(path), fingerprint, parts.splits, notes, parts.measured)
 
 
 def open_folder(root: Path, border: Border) -> Source:
-    """A folder, hidden files aside: split by the files' names if these say train and valid or test, else by a hash."""
-    files = [path for path in walk(root, frozenset({"__pycache__"})) if not path.name.startswith(".")]
+    """A folder, hidden files aside; an archive in it is one document after another. See splitting.py for its splits."""
+    under = explore(root, frozenset({"__pycache__"}))
+    files = [path for path in under.files if not path.name.startswith(".")]
     for path in files:
-        if path.name in ("enwik8", "enwik8.xz", "enwik8.gz"):
+        if path.name in ENWIK8:
             return open_file(path, border)
     files = [path for path in files if path.stat().st_size]
     if not files:
         raise ConfigError(f"data.source = {root}: the folder holds no text")
     if len(files) == 1:
         return open_file(files[0], border)
-
-    named: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for path in files:
-        if split := split_name(path.relative_to(root)):
-            named[split].append(path)
-    if named["train"] and (named["valid"] or named["test"]):
-        used = [path for split in SPLITS for path in named[split]]
-        refuse_not_text(used)
-        splits, notes = complete(read_all({split: paths for split, paths in named.items() if paths}), border)
-        if len(used) < len(files):
-            notes += (f"{len(files) - len(used)} of {len(files)} files left out: their names say no split",)
-        return Source(str(root), hash_files(root, used), splits, ("split by the files' names", *notes))
-    refuse_not_text(files)
-    if len(files) == 2:
-        splits = carve(lambda: read_in_turn(files), SPLITS, border)
-        return Source(str(root), hash_files(root, files), splits, ("two files, split 90/5/5 by position",))
-    splits = read_all(split_by_hash(root, files))
-    return Source(str(root), hash_files(root, files), splits, ("files ordered by a hash of their paths, split 90/5/5",))
-
-
-def split_by_hash(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """At least three files in the order of a hash of their path: 90 % of the bytes are train, then valid, test.
-
-    A new or longer file moves at most the files next to the two borders into another split.
-    """
-    order = sorted(files, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
-    ends = list(accumulate(path.stat().st_size for path in order))
-    valid, test = (bisect_left(ends, ends[-1] * share // 100) for share in (90, 95))
-    valid = min(max(valid, 1), len(order) - 2)
-    test = min(max(test, valid + 1), len(order) - 1)
-    return {"train": order[:valid], "valid": order[valid:test], "test": order[test:]}
+    found = {path.relative_to(root).as_posix(): members(path) for path in files}
+    sizes = {
+        name: sum(member.size or 0 for member in inside)
+        if all(member.size is not None and not member.format.name for member in inside)
+        else None
+        for name, inside in found.items()
+    }
+    parts = divide(Collection(str(root), sizes, partial(read_in_turn, root)), border)
+    for name in parts.used:
+        for member in found[name]:
+            check(root / name, member)
+    tables = [name for name in parts.used if Path(name).suffix.lower() in TABLES]
+    if len(tables) == len(parts.used):
+        raise ConfigError(f"data.source = {root}: its files hold rows, no text; rows are read with hf:{root}")
+    notes = (*parts.notes, *converted({name: found[name] for name in parts.used}), *under.notes)
+    if tables:
+        notes += (f"rows as text, as they are written: {some(tables)}",)
+    fingerprint = hash_files(root, [root / name for name in parts.used])
+    return Source(str(root), fingerprint, parts.splits, notes, parts.measured)
 
 
-def read_in_turn(files: Sequence[Path]) -> Iterator[Piece]:
+def converted(found: Mapping[str, Sequence[Member]]) -> tuple[str, ...]:
+    """Notes that name the documents whose bytes are not read as they stand."""
+    by_encoding: dict[str, list[str]] = {}
+    for name, inside in found.items():
+        for member in inside:
+            if member.format.role == "text" and member.format.name:
+                full = f"{name}/{member.name}" if member.name else name
+                by_encoding.setdefault(member.format.name, []).append(full)
+    words = {"utf-8-sig": "a byte-order mark is left out of the text of"}
+    return tuple(
+        f"{words.get(encoding, f'converted from {encoding.upper()} to UTF-8:')} {some(names)}"
+        for encoding, names in by_encoding.items()
+    )
+
+
+def read_in_turn(root: Path, names: Sequence[str]) -> Iterator[Piece]:
     """Several files, each a document."""
-    for path in files:
-        yield from read_file(path)
-
-
-def read_all(splits: dict[str, list[Path]]) -> dict[str, Pieces]:
-    """Readers of lists of files."""
-    return {split: (lambda files=files: read_in_turn(files)) for split, files in splits.items()}  # type: ignore[misc]
-
-
-def refuse_not_text(files: Sequence[Path]) -> None:
-    """Raise ConfigError for a file that holds rows or an archive: its bytes are no text."""
-    for path in files:
-        if any(fnmatch(path.name, pattern) for pattern in NOT_TEXT):
-            raise ConfigError(f"data.source: {path} is not text; parquet and JSON are read with hf:{path.parent}")
+    for name in names:
+        yield from read_file(root / name)

@@ -6,15 +6,12 @@ a UTF-8 character, so that a tokenizer may encode them one by one.
 
 from __future__ import annotations
 
-import gzip
-import lzma
-import zlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.config import DataConfig
 
 PIECE = 1 << 18
 """Bytes of a piece, at most; short enough that a tokenizer's threads share the work."""
@@ -34,20 +31,18 @@ class Piece(NamedTuple):
     """Of the first byte, in `where`."""
 
 
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+
 Pieces = Callable[[], Iterator[Piece]]
 """A split: each call reads it from the start."""
 
 Border = Literal["byte", "character", "document"]
 """Where a stream may be cut: anywhere, between UTF-8 characters, or between documents."""
-
-
-def open_plain(path: Path) -> IO[bytes]:
-    """Open for reading; `.xz` and `.gz` are decompressed on the way."""
-    if path.suffix == ".xz":
-        return lzma.open(path)
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    return path.open("rb")
 
 
 def character_start(text: bytes, at: int) -> int:
@@ -70,18 +65,14 @@ def cut(text: bytes, where: str, begins: bool = True, offset: int = 0) -> Iterat
         at, begins = end, False
 
 
-def read_file(path: Path) -> Iterator[Piece]:
-    """One file as one document.  Raises ConfigError where it cannot be read."""
+def read_stream(file: Readable, where: str) -> Iterator[Piece]:
+    """A stream as one document, cut as the same bytes in memory are."""
     rest, offset = b"", 0
-    try:
-        with open_plain(path) as file:
-            while block := file.read(16 * PIECE):
-                *ready, last = cut(rest + block, str(path), begins=offset == 0, offset=offset)
-                yield from ready
-                rest, offset = last.text, last.offset  # cut again, together with what follows
-            yield from cut(rest, str(path), begins=offset == 0, offset=offset)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ConfigError(f"data.source: {path} is not readable: {error}") from None
+    while block := file.read(16 * PIECE):
+        *ready, last = cut(rest + block, where, begins=offset == 0, offset=offset)
+        yield from ready
+        rest, offset = last.text, last.offset  # cut again, together with what follows
+    yield from cut(rest, where, begins=offset == 0, offset=offset)
 
 
 def split_at_separator(pieces: Iterable[Piece], separator: bytes) -> Iterator[Piece]:
@@ -101,6 +92,27 @@ def split_at_separator(pieces: Iterable[Piece], separator: bytes) -> Iterator[Pi
             yield Piece(text[start:], begins, piece.where, piece.offset + start - kept)
             begins = False
         tail = text[max(at, len(text) - len(separator) + 1) :]
+
+
+_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[0fnrt\\])")
+_ESCAPED = dict(zip(b"0fnrt\\", b"\0\f\n\r\t\\", strict=True))
+
+
+def separator_of(config: DataConfig) -> bytes | None:
+    r"""`data.document_separator` as bytes; a backslash and a letter, as a shell or plain YAML gives them, is an escape.
+
+    \\ is a backslash, and one before any other character stands for itself. \xNN is the byte, \uNNNN the character.
+    """
+    if config.document_separator is None:
+        return None
+
+    def meant(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        if code[:1] == b"x":
+            return bytes([int(code[1:], 16)])
+        return chr(int(code[1:], 16)).encode() if code[:1] == b"u" else bytes([_ESCAPED[code[0]]])
+
+    return _ESCAPE.sub(meant, config.document_separator.encode())
 
 
 def reads_pictures(config: DataConfig) -> bool:

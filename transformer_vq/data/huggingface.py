@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,20 @@ from typing import TYPE_CHECKING, Any
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.config.explain import one_line
 from transformer_vq.data.documents import Border, Piece, Pieces, cut, take
+from transformer_vq.data.formats import members
 from transformer_vq.data.pixels import picture_of, pixel_bytes
-from transformer_vq.data.sources import SPLIT_WORDS, Source, complete, hash_files
+from transformer_vq.data.sources import SPLIT_WORDS, Source, complete, hash_files, some, split_name, walk
+from transformer_vq.data.splitting import ABOUT, by_name
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
 READER_OF = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow", ".csv": "csv"}
+READER_OF |= {".ndjson": "json"}
+READER_OF_ROWS = {"parquet": "parquet", "JSON lines": "json", "Arrow": "arrow"}
+READS_WHOLE_ROWS = ("parquet", "json", "arrow", "csv", "imagefolder", "webdataset", "pandas")
+"""The library's readers that give a row as it was written; `text` and its like lose the line breaks."""
+LIBRARY_NAME = {"valid": "validation"}
 CONVERTED = "refs/convert/parquet"
 ROWS = 1000
 """Rows that are read at once."""
@@ -37,21 +44,41 @@ def open_dataset(config: DataConfig, border: Border) -> Source:
     local = path.exists() or name.startswith(("/", ".", "~"))
     builder = local_builder(path) if local else hub_builder(name)
     found = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
-    splits: dict[str, Pieces] = {
-        SPLIT_WORDS[split]: partial(read_rows, builder, split, config) for split in found if split in SPLIT_WORDS
-    }
-    if "train" not in splits:
+    named, said = which_splits(list(found) or list(builder.info.splits or {}))
+    if "train" not in named:
         raise ConfigError(f"data.source = {config.source}: no split train; the dataset has {', '.join(found)}")
+    splits: dict[str, Pieces] = {
+        split: partial(read_splits, builder, theirs, config) for split, theirs in named.items()
+    }
     column = [config.field] if border != "document" else [config.field, config.image_size, "whole pictures"]
     if local:
-        root = path.resolve() if path.is_dir() else path.resolve().parent
+        root = path if path.is_dir() else path.parent
         content = {split: hash_files(root, [Path(file) for file in files]) for split, files in found.items()}
-        identity = json.dumps([content, *column])
+        identity = json.dumps([content, named, *column])
     else:
-        identity = json.dumps([found, builder.config.name, *column])  # addresses hold the revision
+        identity = json.dumps([found, named, builder.config.name, *column])  # addresses hold the revision
     whole, notes = with_all_splits(splits, config.max_bytes, border)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return Source(f"dataset {name}, column {config.field}", fingerprint, whole, notes)
+    return Source(f"dataset {name}, column {config.field}", fingerprint, whole, (*said, *notes))
+
+
+def which_splits(found: Sequence[str]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """A dataset's splits by the one of ours that each names: of several, that with the plain name, else all; notes."""
+    named: dict[str, list[str]] = {}
+    for theirs in found:
+        if split := split_name(Path(theirs)):
+            named.setdefault(split, []).append(theirs)
+    notes = []
+    for split, several in named.items():
+        plain = [theirs for theirs in several if SPLIT_WORDS.get(theirs.lower()) == split]
+        if len(several) > 1 and len(plain) == 1:
+            named[split] = plain
+        elif len(several) > 1:
+            notes.append(f"{split} is {' and '.join(several)} of the dataset")
+    used = {theirs for several in named.values() for theirs in several}
+    if left := [theirs for theirs in found if theirs not in used]:
+        notes.append(f"splits of the dataset that are left out: {some(left)}")
+    return named, tuple(notes)
 
 
 def with_all_splits(
@@ -66,21 +93,85 @@ def with_all_splits(
 
 
 def local_builder(path: Path) -> DatasetBuilder:
-    """A folder whose files `datasets` sorts into splits by name, or one file."""
+    """A folder of rows or pictures, its files sorted into splits by name as those of text are, or one file."""
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetsError
 
     if not path.exists():
         raise ConfigError(f"data.source = hf:{path}: no such file or folder")
-    reader = next((READER_OF[suffix] for suffix in path.suffixes if suffix in READER_OF), None)
-    if path.is_file() and reader is None:
+    if path.is_file() and reader_of(path) is None:
         raise ConfigError(f"data.source = hf:{path}: not one of {', '.join(READER_OF)}; a text file needs no hf:")
     try:
         if path.is_file():
-            return load_dataset_builder(reader, data_files=str(path.resolve()))
-        return load_dataset_builder(str(path.resolve()))
+            return load_dataset_builder(reader_of(path), data_files=str(path.resolve()))
+        if (path / "README.md").exists() and "configs:" in (path / "README.md").read_text("utf-8", "replace"):
+            builder = load_dataset_builder(str(path.resolve()))  # which says itself where its splits are
+        else:
+            reader, files = sorted_files(path)
+            builder = load_dataset_builder(reader, data_files=files)
+    except ConfigError:
+        raise
     except (OSError, ValueError, DatasetsError) as error:
         raise ConfigError(f"data.source = hf:{path}: no dataset there: {one_line(error)}") from None
+    if builder.name not in READS_WHOLE_ROWS:
+        raise no_rows(path, builder.name)
+    return builder
+
+
+def sorted_files(root: Path) -> tuple[str, dict[str, list[str]]]:
+    """The reader for a folder, and its files by split.  Raises ConfigError where it holds more than one kind."""
+    files = [path for path in walk(root, frozenset({"__pycache__"})) if not path.name.startswith(".")]
+    by_reader: dict[str, list[Path]] = {}
+    for path in files:
+        reader = reader_of(path)
+        if reader or not ABOUT.fullmatch(path.name):
+            by_reader.setdefault(reader or "text", []).append(path)
+    pictures = by_reader.pop("imagefolder", [])
+    if pictures:  # beside them, tables of what is on them
+        by_reader = {"imagefolder": pictures + [path for path in files if path.stem == "metadata"]} | {
+            reader: rest
+            for reader, paths in by_reader.items()
+            if (rest := [path for path in paths if path.stem != "metadata"])
+        }
+    if not by_reader:
+        raise ConfigError(f"data.source = hf:{root}: no dataset there: the folder is empty")
+    if "text" in by_reader and len(by_reader) == 1:
+        raise no_rows(root, "text")
+    if len(by_reader) > 1:
+        kinds = "; ".join(
+            f"{reader}: {some([path.relative_to(root).as_posix() for path in paths], 3)}"
+            for reader, paths in by_reader.items()
+        )
+        raise ConfigError(f"data.source = hf:{root}: files of more than one kind: {kinds}; keep one")
+    reader, kept = by_reader.popitem()
+    named, _ = by_name([path.relative_to(root).as_posix() for path in kept], f"hf:{root}")
+    if named is None:
+        names = {split_name(path.relative_to(root)) for path in kept}
+        only = names.pop() if len(names) == 1 else None
+        named = {only or "train": [path.relative_to(root).as_posix() for path in kept]}
+    return reader, {
+        LIBRARY_NAME.get(split, split): [str(root / name) for name in names] for split, names in named.items()
+    }
+
+
+def reader_of(path: Path) -> str | None:
+    """The library's reader for a file of rows or a picture, by its name, else by its content."""
+    from datasets.packaged_modules import _EXTENSION_TO_MODULE as THEIRS
+
+    if reader := next((READER_OF[suffix] for suffix in path.suffixes if suffix in READER_OF), None):
+        return reader
+    if THEIRS.get(path.suffix, ("",))[0] == "imagefolder":
+        return "imagefolder"
+    found = members(path)[0] if path.stat().st_size else None
+    return READER_OF_ROWS[found.format.name] if found and found.format.role == "rows" else None
+
+
+def no_rows(path: Path, reader: str) -> ConfigError:
+    """The library would cut text into lines, or join them."""
+    return ConfigError(
+        f"data.source = hf:{path}: not one of {', '.join(READER_OF)} or pictures but {reader}; a folder of text files "
+        "needs no hf:"
+    )
 
 
 def hub_builder(name: str) -> DatasetBuilder:
@@ -99,7 +190,11 @@ def hub_builder(name: str) -> DatasetBuilder:
     key = "data_dir" if revision == CONVERTED else "name"
     for path, part in tries:
         try:
-            return load_dataset_builder(path, revision=revision or None, **{key: part})
+            builder = load_dataset_builder(path, revision=revision or None, **{key: part})
+            if builder.name == "text":  # would cut at line breaks, and lose them
+                whole = {"sample_by": "document", "keep_linebreaks": True}
+                builder = load_dataset_builder(path, revision=revision or None, **{key: part}, **whole)
+            return builder
         except DatasetNotFoundError:
             continue
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -111,6 +206,12 @@ def hub_builder(name: str) -> DatasetBuilder:
         f"data.source = hf:{name}: tried {library.HF_ENDPOINT}/datasets/{named}: {why}; with the data at hand: "
         "data.source=hf:FOLDER (parquet, JSON, pictures), or the path of a text file, of a folder of them, or of .npz"
     )
+
+
+def read_splits(builder: DatasetBuilder, splits: Sequence[str], config: DataConfig) -> Iterator[Piece]:
+    """Several splits, one after another."""
+    for split in splits:
+        yield from read_rows(builder, split, config)
 
 
 def read_rows(builder: DatasetBuilder, split: str, config: DataConfig) -> Iterator[Piece]:

@@ -6,9 +6,9 @@ A split is named by a whole word, in any case: `Train.txt`, `my-training_set/`, 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ SPLIT_WORDS = {
 }
 """Words that name a split, in the names of files, folders, arrays and a dataset's own splits."""
 
+READING = b"text as of 2"
+"""Changes when other text is read out of the same files, or other splits are made of it."""
+
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # letters, cut where CamelCase cuts them
 
 
@@ -42,6 +45,8 @@ class Source:
     """train, valid, test."""
     notes: tuple[str, ...] = ()
     """What was decided for the user, a sentence each."""
+    measured: Callable[[], tuple[str, ...]] = tuple
+    """Notes that can be made once the text is read."""
 
 
 def split_name(path: Path) -> str | None:
@@ -66,18 +71,87 @@ def complete(splits: dict[str, Pieces], border: Border) -> tuple[dict[str, Piece
     return {split: splits[split] for split in SPLITS}, (note,)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is under a folder."""
+
+    files: list[Path]
+    """Sorted by path, each content once."""
+    notes: tuple[str, ...]
+    """What was left out, a sentence each."""
+
+
 def walk(root: Path, skip: frozenset[str]) -> list[Path]:
-    """All files under a folder but those in folders named in `skip` or hidden, sorted by path."""
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
-        files += [Path(folder, name) for name in names]
-    return sorted(path for path in files if path.is_file())
+    """All files under a folder but those in folders named in `skip` or hidden; see `explore`."""
+    return explore(root, skip).files
+
+
+def explore(root: Path, skip: frozenset[str]) -> Found:
+    """All files under a folder but those in folders named in `skip` or hidden.
+
+    Links are followed, once what they lead to was not met yet: no circle, and no file by two names. Raises ConfigError
+    for what cannot be entered, for a link to nothing and for what is neither file nor folder.
+    """
+    met: set[tuple[int, int]] = set()
+    files: list[Path] = []
+    twice: list[str] = []
+    above = {identity_of(folder) for folder in root.resolve().parents}
+    inner: list[Path] = [root]
+    links: list[Path] = []
+    while inner or links:
+        folder = inner.pop() if inner else links.pop(0)
+        place = identity_of(folder)
+        if place in met or place in above:
+            twice += [folder.relative_to(root).as_posix() + "/"]
+            continue
+        met.add(place)
+        for path in entries_of(folder):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise ConfigError(f"data.source: {path} is not readable: {error.strerror or error}") from None
+            if stat.S_ISDIR(mode):
+                if path.name not in skip and not path.name.startswith("."):
+                    (links if path.is_symlink() else inner).append(path)
+            elif stat.S_ISREG(mode):
+                files.append(path)
+            elif not path.name.startswith("."):
+                raise ConfigError(f"data.source: {path} is neither a file nor a folder; move it away")
+        links.sort()
+    kept: dict[tuple[int, int], Path] = {}
+    for path in sorted(files, key=lambda path: (path != path.resolve(), path)):  # a link counts where nothing else does
+        if kept.setdefault(identity_of(path), path) is not path:
+            twice.append(path.relative_to(root).as_posix())
+    notes = (f"read once, though named twice by links: {some(sorted(twice))}",) if twice else ()
+    return Found(sorted(kept.values()), notes)
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What a folder holds, sorted.  Raises ConfigError where it cannot be entered."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"data.source: {folder} cannot be entered: {error.strerror or error}") from None
+
+
+def identity_of(path: Path) -> tuple[int, int]:
+    """The same for two paths to one file or folder."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(f"data.source: {path} is not readable: {error.strerror or error}") from None
+    return found.st_dev, found.st_ino
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def hash_files(root: Path, files: Sequence[Path]) -> str:
     """sha256 over relative path, size and content of files, as on the disk.  Raises ConfigError where unreadable."""
-    total = hashlib.sha256()
+    total = hashlib.sha256(READING)
     for path in files:
         try:
             with path.open("rb") as file:

@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import Source, open_source
-from transformer_vq.data.documents import SPLITS, Piece, border_of, reads_pictures, split_at_separator, take
+from transformer_vq.data.documents import (
+    SPLITS,
+    Piece,
+    border_of,
+    reads_pictures,
+    separator_of,
+    split_at_separator,
+    take,
+)
 from transformer_vq.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
@@ -108,7 +116,8 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     identity = tokenizer_identity(config.tokenizer)
     source = open_source(config, border_of(config, reads_text=not reads_bytes(identity)))
     limits = [config.max_bytes, config.max_eval_bytes]
-    made_from = [FORMAT, source.fingerprint, identity, config.document_separator, *limits]
+    separator = None if (found := separator_of(config)) is None else found.decode("utf-8", "backslashreplace")
+    made_from = [FORMAT, source.fingerprint, identity, separator, *limits]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
     cache = cache_of(config)
     try:
@@ -118,7 +127,43 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
                 write_entry(cache / key, source, config, progress)
     except OSError as error:
         raise ConfigError(f"data.cache = {cache}: tokens cannot be kept there: {error}{room(error, cache)}") from None
-    return open_entry(cache / key, source)
+    corpus = open_entry(cache / key, source)
+    return replace(corpus, notes=(*corpus.notes, *without_effect(config, corpus)))
+
+
+def without_effect(config: DataConfig, corpus: Corpus) -> list[str]:
+    """Notes about settings that change nothing in this corpus."""
+    notes, splits = [], corpus.splits.values()
+    separator = separator_of(config)
+    if separator is not None and not any(holds(file, separator) for file in splits):
+        notes.append(
+            f"data.document_separator = {separator!r} stands nowhere in the text, and separates nothing (\\n is a line "
+            "break, \\\\ a backslash)"
+        )
+    if config.document_boundaries == "reset" and all(len(file.documents) == 1 for file in splits):
+        notes.append("data.document_boundaries = reset changes nothing: every split is a single document")
+    rows = config.source.startswith("hf:")
+    default = DataConfig()
+    if not rows and config.field != default.field:
+        notes.append(f"data.field = {config.field} names nothing: only the rows of hf: have columns")
+    if not rows and config.streaming:
+        notes.append("data.streaming changes nothing: only hf: is downloaded")
+    for key in ("max_bytes", "max_eval_bytes"):
+        limit = getattr(config, key)
+        limited = corpus.splits if key == "max_bytes" else [name for name in corpus.splits if name != "train"]
+        if limit is not None and all(corpus.splits[name].bytes < limit for name in limited):
+            notes.append(f"data.{key} = {limit:,} cuts nothing off: {' and '.join(limited)} are shorter")
+    return notes
+
+
+def holds(file: TokenFile, separator: bytes) -> bool:
+    """A document of the split, but its last one, ends with the separator; the first few are looked at."""
+    ends = file.documents[1:65]
+    longest = len(separator)  # tokens behind so many bytes, at most
+    return any(
+        file.tokenizer.decode_bytes(file.tokens[max(end - longest, 0) : end].tolist()).endswith(separator)
+        for end in ends.tolist()
+    )
 
 
 def check_lengths(corpus: Corpus, seq_len: int, streams: int = 1, updates: int = 1) -> None:
@@ -214,6 +259,7 @@ def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progres
         meta["notes"].append(f"{unknown:,} tokens are the tokenizer's unknown token: it lacks some of the characters")
     if config.tokenizer.startswith("bpe:") and tokenizer.vocab_size < int(config.tokenizer.removeprefix("bpe:")):
         meta["notes"].append(f"the text has pairs to merge for {tokenizer.vocab_size} tokens only")
+    meta["notes"] += source.measured()
     return {**meta, "sha256": text_hash.hexdigest()}
 
 
@@ -224,8 +270,8 @@ def read_split(source: Source, name: str, config: DataConfig) -> Iterator[Piece]
     border = border_of(config, reads_text=not reads_bytes(config.tokenizer))
     for limit in filter(None, limits):
         pieces = take(pieces, 0, limit, border)
-    if config.document_separator is not None:
-        pieces = split_at_separator(pieces, config.document_separator.encode())
+    if (separator := separator_of(config)) is not None:
+        pieces = split_at_separator(pieces, separator)
     return pieces
 
 
