@@ -104,7 +104,7 @@ def test_a_folder_of_the_official_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": PIXELS}, "no pictures for train: arrays named train, valid, test"),
+        ({"pictures": PIXELS}, "no pictures for train: it holds pictures; arrays named train, valid, test"),
         ({"train": PIXELS / 255}, r"array train of .* is float64 \(20, 4, 4, 3\); pictures are uint8"),
         ({"train": PIXELS.reshape(20, -1)[:, :47]}, r"is uint8 \(20, 47\)"),
         ({"train": PIXELS.astype(object)}, "array train of .* is not readable"),
@@ -140,7 +140,7 @@ def test_resizing_takes_the_centre_and_means_of_boxes():
 
 def test_a_damaged_picture_is_one_line(tmp_path):
     pq.write_table(pa.table({"image": [{"bytes": b"none", "path": "x.png"}] * 50}), tmp_path / "rows.parquet")
-    with pytest.raises(ConfigError, match="row 0 of train: cannot identify image file") as error:
+    with pytest.raises(ConfigError, match=r"row 0 of train \(x\.png\) is not a readable picture") as error:
         corpus(tmp_path / "rows.parquet", tmp_path)
     assert "\n" not in str(error.value)
 

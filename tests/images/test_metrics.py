@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,10 +13,10 @@ from transformer_vq.config import ConfigError
 from transformer_vq.config.images import ImageDataConfig, ImageEvalConfig
 from transformer_vq.images.batches import to_unit
 from transformer_vq.images.classifier import classifier_of
-from transformer_vq.images.distances import ClassifierDistance, distances
+from transformer_vq.images.distances import ClassifierDistance, plan
 from transformer_vq.images.metrics import evaluate_split, reconstruct
 from transformer_vq.images.model import ImageModel
-from transformer_vq.images.pictures import InMemory
+from transformer_vq.images.pictures import InMemory, Shape
 from transformer_vq.images.sources import open_corpus
 
 RAW = np.random.default_rng(0).integers(256, size=(10, 1, 8, 8), dtype=np.uint8)
@@ -103,17 +104,18 @@ def test_unlabelled_pictures_are_told_apart_by_their_turns(tmp_path):
 
 def test_fid_is_never_another_network_under_its_name(tmp_path):
     found, cpu = corpus(), torch.device("cpu")
-    chosen, notes = distances(ImageEvalConfig(frechet="none"), found, None, cpu)
-    assert not chosen and not notes
+    nothing = plan(ImageEvalConfig(frechet="none"), found, None)
+    assert not nothing.makers and not nothing.notes
     pytest.importorskip("torchmetrics")
     if __import__("importlib.util").util.find_spec("torch_fidelity"):
         pytest.skip("the standard weights may be at hand")
-    chosen, notes = distances(ImageEvalConfig(frechet="auto", classifier_steps=3), found, str(tmp_path), cpu)
+    planned = plan(ImageEvalConfig(frechet="auto", classifier_steps=3), found, str(tmp_path))
+    chosen, notes = planned.make(cpu), planned.notes
     chosen[0].update(*[torch.from_numpy(found.splits["test"].read(np.arange(20)))] * 2)
     numbers = chosen[0].compute()
     assert "fid" not in numbers and math.isfinite(numbers["frechet_classifier"])
     assert "cannot be had here" in notes[0]
     with pytest.raises(ConfigError, match=r"eval\.frechet = inception: FID"):
-        distances(ImageEvalConfig(frechet="inception"), found, None, cpu)
+        plan(ImageEvalConfig(frechet="inception"), found, None)
     with pytest.raises(ConfigError, match=r"eval\.lpips = true: LPIPS"):
-        distances(ImageEvalConfig(frechet="none", lpips=True), found, None, cpu)
+        plan(ImageEvalConfig(frechet="none", lpips=True), dataclasses.replace(found, shape=Shape(1, 16, 16)), None)

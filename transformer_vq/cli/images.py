@@ -42,12 +42,12 @@ def images(
 ) -> None:
     """Train a VQ-VAE or VQ-GAN on pictures, measure it, and leave a run folder."""
     from transformer_vq.config import load_config
-    from transformer_vq.config.images import ImageRunConfig
+    from transformer_vq.config.images import ImageRunConfig, check_packages
 
     settings = load_config(config, overrides or [], ImageRunConfig)
     if Path(config).is_dir() and not any(override.startswith("run_dir=") for override in overrides or []):
         settings = settings.model_copy(update={"run_dir": config})  # where that run goes on, wherever it was moved to
-    _check_extra()
+    check_packages()
     if dry_run:
         _show_plan(settings, resume, overwrite, json)
         return
@@ -69,7 +69,9 @@ def encode(
     json: Json = False,
 ) -> None:
     """Write the code indices of a folder's pictures."""
-    _check_extra()
+    from transformer_vq.config.images import check_packages
+
+    check_packages()
     from transformer_vq.images.codes import encode_folder
 
     loaded = _open(run)
@@ -91,7 +93,9 @@ def decode(
     json: Json = False,
 ) -> None:
     """Turn code indices back into pictures."""
-    _check_extra()
+    from transformer_vq.config.images import check_packages
+
+    check_packages()
     from transformer_vq.images.codes import decode_file
 
     target = out or codes.with_suffix("")
@@ -110,17 +114,6 @@ def _open(run: str) -> LoadedImageRun:
 
     with one_line_for(CheckpointError):
         return load_image_run(run, "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _check_extra() -> None:
-    """Raises ConfigError where the packages of the extra `images` are not installed."""
-    from importlib.util import find_spec
-
-    from transformer_vq.config import ConfigError
-
-    missing = [name for name in ("PIL", "torchmetrics") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"pictures need {' and '.join(missing)}: pip install 'transformer-vq[images]'")
 
 
 def _show_plan(settings: ImageRunConfig, resume: bool, overwrite: bool, json: bool) -> None:
@@ -158,6 +151,8 @@ def _show_result(run_dir: str, result: dict[str, Any], quiet: bool) -> None:
     if "classifier_accuracy" in test:
         right = f"{test['classifier_accuracy']:.1%} of the test split"
         out.print(f"that classifier of {test['classifier_task']} is right on {right}")
+    if "notes" in test:
+        out.print(f"note: {test['notes']}")
     print_lines(
         out,
         {

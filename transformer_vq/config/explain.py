@@ -39,6 +39,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
 def explain(error: ValidationError, *schema: type[BaseModel]) -> str:
     """One line for the first complaint: key, value and what is allowed."""
     complaints = error.errors(include_url=False)

@@ -7,11 +7,12 @@ takes the mean, so that their commitment weight 1.0 at width K is `commit: 1/K` 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from transformer_vq.config.base import Settings
+from transformer_vq.config.base import ConfigError, Settings
 from transformer_vq.config.quantizer import KeyQuantizer, QuantizerConfig, SimVQConfig, VQConfig
 from transformer_vq.config.run import CheckpointConfig, OptimizationConfig
 
@@ -154,6 +155,13 @@ class ImageRunConfig(Settings):
         if self.data.size is not None:
             check_grid(self.images, self.data.size, self.data.size)
         return self
+
+
+def check_packages() -> None:
+    """Raises ConfigError where a package of the extra `images` that every run needs is not installed."""
+    missing = [name for name in ("PIL", "torchmetrics") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"pictures need {' and '.join(missing)}: pip install 'transformer-vq[images]'")
 
 
 def check_grid(images: ImagesConfig, height: int, width: int) -> None:

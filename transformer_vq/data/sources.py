@@ -55,10 +55,15 @@ def split_name(path: Path) -> str | None:
     A part with the words of two splits, like `train_test.txt`, names none.
     """
     for part in path.parts:
-        named = {SPLIT_WORDS[word.lower()] for word in _WORD.findall(part) if word.lower() in SPLIT_WORDS}
+        named = {SPLIT_WORDS[word] for word in words_of(part) if word in SPLIT_WORDS}
         if len(named) == 1:
             return named.pop()
     return None
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case: runs of letters, cut where CamelCase cuts them."""
+    return [word.lower() for word in _WORD.findall(name)]
 
 
 def complete(splits: dict[str, Pieces], border: Border) -> tuple[dict[str, Pieces], tuple[str, ...]]:

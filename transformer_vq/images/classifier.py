@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transformer_vq.config import ConfigError
 from transformer_vq.data import default_cache
 from transformer_vq.evaluation.mode import evaluating
 from transformer_vq.files import write, writing
@@ -69,19 +70,35 @@ class Trained(NamedTuple):
     """On the test split."""
 
 
+def cache_folder(cache: str | None) -> Path:
+    """Where classifiers are kept."""
+    return Path(cache).expanduser() if cache else default_cache().parent / "image-classifiers"
+
+
+def check_cache(cache: str | None) -> None:
+    """Raises ConfigError where a classifier could not be kept; nothing is made."""
+    folder = cache_folder(cache)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"data.cache = {folder}: no classifier can be kept there: {there} is no folder to write to")
+
+
 def classifier_of(corpus: ImageCorpus, steps: int, cache: str | None, device: torch.device) -> Trained:
     """The corpus's classifier, from the cache or trained now."""
     task = "labels" if corpus.classes is not None else "turns"
     model = Classifier(corpus.shape.channels, corpus.classes or TURNS)
     sizes = [len(split) for split in corpus.splits.values()]
     identity = repr((FORMAT, corpus.sha256, tuple(corpus.shape), sizes, corpus.classes, steps, BATCH, RATE))
-    folder = Path(cache).expanduser() if cache else default_cache().parent / "image-classifiers"
+    folder = cache_folder(cache)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"
     if path.is_file():
-        with safe_open(path, "pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            accuracy = float(file.metadata()["accuracy"])
-        return Trained(model.to(device).eval(), task, accuracy)
+        try:
+            with safe_open(path, "pt") as file:
+                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                accuracy = float(file.metadata()["accuracy"])
+            return Trained(model.to(device).eval(), task, accuracy)
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
+            model = Classifier(corpus.shape.channels, corpus.classes or TURNS)  # damaged: trained again, as the first
     model, accuracy = _train(model, corpus, task, steps, device)
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with writing(folder):

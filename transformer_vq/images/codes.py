@@ -8,7 +8,6 @@ Axes:   n pictures  R residual stages  H product parts  h, w height and width of
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,11 +19,14 @@ from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError, load_config
 from transformer_vq.config.images import ImageRunConfig, check_grid
+from transformer_vq.data.npz import read_array
+from transformer_vq.data.pictures import header, open_picture
 from transformer_vq.evaluation.mode import evaluating
 from transformer_vq.files import write, writing
 from transformer_vq.images.batches import to_bytes, to_unit
 from transformer_vq.images.model import ImageModel
-from transformer_vq.images.pictures import Alike, Prepare, header, open_picture, picture_files, to_image
+from transformer_vq.images.pictures import Alike, Prepare, to_image
+from transformer_vq.images.sources.folder import picture_files
 from transformer_vq.training.checkpoints import load_json, load_tensors, verify
 from transformer_vq.training.origin import find_checkpoint
 
@@ -63,11 +65,11 @@ def encode_folder(run: LoadedImageRun, folder: Path, out: Path) -> tuple[int, tu
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    files = picture_files(folder)
+    files, _ = picture_files(folder)
     alike = Alike(str(folder), run.config.data.size, run.channels)
     for path in files:
-        mode, size = header(path)
-        alike.show(path.relative_to(folder).as_posix(), mode, size)
+        found = header(path, str(path), upright=run.config.data.size is None)
+        alike.show(path.relative_to(folder).as_posix(), found.channels, found.size)
     shape = alike.shape()
     try:
         check_grid(run.config.images, shape.height, shape.width)
@@ -92,7 +94,7 @@ def encode_folder(run: LoadedImageRun, folder: Path, out: Path) -> tuple[int, tu
 def _encode(run: LoadedImageRun, files: list[Path], prepare: Prepare) -> Iterator[NDArray[np.int64]]:
     with evaluating(run.model) as device:
         for start in range(0, len(files), BATCH):
-            raw = np.stack([prepare(open_picture(path)) for path in files[start : start + BATCH]])
+            raw = np.stack([prepare(open_picture(path, str(path))) for path in files[start : start + BATCH]])
             pictures = to_unit(torch.from_numpy(raw).to(device)).to(run.model.last_layer.dtype)
             yield run.model.encode(pictures).cpu().numpy()
 
@@ -124,10 +126,9 @@ def _decode(run: LoadedImageRun, codes: NDArray[np.int64]) -> Iterator[NDArray[n
 
 def _read(source: Path) -> tuple[NDArray[np.int64], list[str]]:
     try:
-        with np.load(source, allow_pickle=False) as file:
-            codes, names = file["codes"], [str(name) for name in file["names"]]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{source}: not a file of codes: {error}") from None
+        codes, names = read_array(source, "codes"), [str(name) for name in read_array(source, "names")]
+    except ConfigError as error:
+        raise ConfigError(f"{source}: not a file of codes: {str(error).removeprefix('data.source: ')}") from None
     whole = codes.ndim == 5 and codes.size and codes.dtype.kind in "ui" and len(names) == len(codes)
     inside = all(not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts for n in names)
     if not whole or not inside or len(set(names)) != len(names):

@@ -5,6 +5,8 @@ Axes:   B batch  C channels  h, w height and width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 from transformer_vq.config import ConfigError
 from transformer_vq.config.images import ImageEvalConfig
 from transformer_vq.images.batches import to_unit
-from transformer_vq.images.classifier import classifier_of
+from transformer_vq.images.classifier import FEATURES, check_cache, classifier_of
 from transformer_vq.images.sources import ImageCorpus
 
+FRECHET_PICTURES = 2  # a covariance needs as many
+LPIPS_SIDE = 16  # pixels; VGG halves them four times
 UNOBTAINABLE = (ImportError, OSError, RuntimeError)  # no package, no network, a download that isn't what it should be
 
 
@@ -113,27 +117,57 @@ class Lpips(nn.Module):
         return {"lpips": self.total / max(self.count, 1)}
 
 
-def distances(
-    settings: ImageEvalConfig, corpus: ImageCorpus, cache: str | None, device: torch.device
-) -> tuple[list[Distance], list[str]]:
-    """What `eval:` asks for, and lines about what could not be had.  Raises ConfigError for what was asked by name."""
-    chosen: list[Distance] = []
-    notes = []
-    if settings.frechet in ("inception", "auto"):
+@dataclass(frozen=True)
+class Plan:
+    """Which distances are measured once the run is trained, found out before it is."""
+
+    makers: list[Callable[[torch.device], Distance]]
+    notes: list[str]
+    """What is left out or stands in for something else, and why."""
+
+    def make(self, device: torch.device) -> list[Distance]:
+        """Anew; the classifier is trained now, unless it is kept."""
+        return [maker(device) for maker in self.makers]
+
+
+def plan(settings: ImageEvalConfig, corpus: ImageCorpus, cache: str | None) -> Plan:
+    """What `eval:` asks for and these pictures allow. Too few or too small pictures leave a distance out.
+
+    Raises ConfigError for what was asked by name and whose weights cannot be had, or a cache that cannot be written.
+    """
+    makers: list[Callable[[torch.device], Distance]] = []
+    count, shape, notes = len(corpus.splits["test"]), corpus.shape, []
+    kind = settings.frechet
+    if kind != "none" and count < FRECHET_PICTURES:
+        notes.append(f"no Fréchet distance: it needs {FRECHET_PICTURES} pictures of the test split, there is {count}")
+        kind = "none"
+    if kind in ("inception", "auto"):
         try:
-            chosen.append(Inception(device))
+            Inception(torch.device("cpu"))
+            makers.append(Inception)
         except Unobtainable as reason:
-            if settings.frechet == "inception":
+            if kind == "inception":
                 raise ConfigError(f"eval.frechet = inception: {reason}") from None
             notes.append(f"{reason}; frechet_classifier stands in for it")
-    if settings.frechet == "classifier" or (settings.frechet == "auto" and not chosen):
-        chosen.append(ClassifierDistance(corpus, settings.classifier_steps, cache, device))
-    if settings.lpips:
+            kind = "classifier"
+    if kind == "classifier" and corpus.classes is None and max(shape.height, shape.width) == 1:
+        notes.append("no frechet_classifier: without labels it learns by turning pictures, and these are single pixels")
+    elif kind == "classifier":
+        check_cache(cache)
+        makers.append(lambda device: ClassifierDistance(corpus, settings.classifier_steps, cache, device))
+        if count <= FEATURES:
+            notes.append(
+                f"frechet_classifier is of {count} test pictures and {FEATURES} features: it compares runs on these"
+            )
+    if settings.lpips and min(shape.height, shape.width) < LPIPS_SIDE:
+        notes.append(f"no lpips: it needs {LPIPS_SIDE} pixels a side, these are {shape}")
+    elif settings.lpips:
         try:
-            chosen.append(Lpips().to(device))
+            Lpips()
         except Unobtainable as reason:
             raise ConfigError(f"eval.lpips = true: {reason}") from None
-    return chosen, notes
+        makers.append(lambda device: Lpips().to(device))
+    return Plan(makers, notes)
 
 
 def _colour(pictures: Tensor) -> Tensor:

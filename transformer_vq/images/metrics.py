@@ -1,7 +1,8 @@
 """Numbers about reconstructions and codes over a whole split; pixels in [0, 1].
 
     mse, l1              means over everything
-    psnr, ssim           of each picture, then their mean  [torchmetrics; SSIM with its 11-pixel Gaussian window]
+    psnr, ssim           of each picture, then their mean  [torchmetrics; SSIM with its 11-pixel Gaussian window, which
+                         is reflected at the edges: no ssim of pictures with a side below 6]
     quantization_error   mean over grid cells of ‖k − q‖², summed over the code's width
     usage, perplexity, dead_codes, norm_ratio, ...    codebook health over the split (evaluation/health.py): by stage,
                          as `layer0/usage`, and as means over stages
@@ -28,6 +29,8 @@ from transformer_vq.images.distances import ALONE, Distance
 from transformer_vq.images.model import ImageModel
 from transformer_vq.images.pictures import Pictures
 from transformer_vq.images.quantize import Latents
+
+SSIM_SIDE = 6  # the window reaches 5 pixels beyond an edge, and what is reflected there must exist
 
 
 class CodeMeter:
@@ -92,7 +95,7 @@ def evaluate_split(
     values, count = 0, min(len(pictures), limit or len(pictures))
     with evaluating(model) as device:
         psnr = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **ALONE).to(device)
-        ssim = StructuralSimilarityIndexMeasure(data_range=1.0, **ALONE).to(device)
+        ssim: StructuralSimilarityIndexMeasure | None = None
         for start in range(0, count, batch_size):
             raw = torch.from_numpy(pictures.read(np.arange(start, min(start + batch_size, count)))).to(device)
             out = model(to_unit(raw).to(model.last_layer.dtype))
@@ -101,7 +104,9 @@ def evaluate_split(
             absolutes += (real - fake).abs().sum(dtype=torch.float64).item()
             values += real.numel()
             psnr.update(fake, real)
-            ssim.update(fake, real)
+            if min(raw.shape[2:]) >= SSIM_SIDE:
+                ssim = ssim or StructuralSimilarityIndexMeasure(data_range=1.0, **ALONE).to(device)
+                ssim.update(fake, real)
             codes.update(model, out.latents)
             for distance in also:
                 distance.update(raw, to_bytes(out.pictures))
@@ -110,7 +115,7 @@ def evaluate_split(
         "mse": squares / values,
         "l1": absolutes / values,
         "psnr": float(psnr.compute()),
-        "ssim": float(ssim.compute()),  # type: ignore[arg-type]
+        **({} if ssim is None else {"ssim": float(ssim.compute())}),  # type: ignore[arg-type]
         **codes.compute(),
         "images": count,
     }

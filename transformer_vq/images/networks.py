@@ -135,6 +135,11 @@ class Decoder(nn.Sequential):
         super().__init__(*layers, norm(at), nn.SiLU(), nn.Conv2d(at, channels, 3, padding=1))
 
 
+def patches(layers: int, side: int) -> int:
+    """How many patches a `PatchDiscriminator` judges along a side of so many pixels; below 1 it cannot judge."""
+    return (side >> max(layers, 1)) - 2
+
+
 class PatchDiscriminator(nn.Sequential):
     """A logit for every patch: real or reconstructed  [Isola 1611.07004].
 

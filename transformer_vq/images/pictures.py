@@ -1,27 +1,27 @@
 """Pictures as uint8 arrays of one shape: in memory where they fit, else read when they are needed.
 
+What a file's pixels are, data/pictures.py decides, for the language model too; how they are resized is decided here.
+
 Axes:   n pictures  C channels (1 grey, 3 colour)  h, w height and width
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from transformer_vq.config import ConfigError
+from transformer_vq.data.arrays import laid_out
+from transformer_vq.data.pictures import SUFFIXES
 
 Array = NDArray[np.uint8]
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
-GREY_MODES = frozenset({"L", "LA", "La", "1"})
-COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"})
 IN_MEMORY = 2 << 30
 """Bytes of pictures of a split that are kept in memory; what is larger is read batch by batch."""
 
@@ -113,7 +113,11 @@ class Selected:
 
 @dataclass(frozen=True)
 class Prepare:
-    """A picture as an array: converted to `channels`, resized so that the shorter side is `size`, cut at the centre."""
+    """A picture as an array: converted to `channels`, resized so that the shorter side is `size`, cut at the centre.
+
+    By a bicubic filter, as image benchmarks have it; pictures as text take the box filter of the downsampled ImageNet
+    (data/pixels.py).
+    """
 
     channels: int
     size: int | None
@@ -133,7 +137,7 @@ class Prepare:
 
 @dataclass
 class Alike:
-    """Checks that pictures can be made alike, from their size and mode alone, and finds the shape they get.
+    """Checks that pictures can be made alike, from their size and channels alone, and finds the shape they get.
 
     Every picture is shown once; the first that does not fit raises ConfigError, naming it and one that came before.
     """
@@ -143,13 +147,9 @@ class Alike:
     channels: int | None
     first: tuple[str, int, tuple[int, int]] | None = field(default=None, init=False)
 
-    def show(self, name: str, mode: str, size: tuple[int, int]) -> None:
-        """One picture: PIL's mode, and (width, height)."""
-        if mode not in GREY_MODES | COLOUR_MODES:
-            raise ConfigError(
-                f"data.source = {self.source}: {name} has pixels of mode {mode}; 8-bit grey or colour is read"
-            )
-        channels = self.channels or (1 if mode in GREY_MODES else 3)
+    def show(self, name: str, found: int, size: tuple[int, int]) -> None:
+        """One picture: its channels, and (width, height)."""
+        channels = self.channels or found
         if self.first is None:
             self.first = (name, channels, size)
         other, seen, other_size = self.first
@@ -172,46 +172,10 @@ class Alike:
         return Shape(channels, self.size or height, self.size or width)
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture, decoded.  Raises ConfigError with the file's name where it cannot be."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"data.source: {path} is not a readable picture: {error}") from None
-
-
-def header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Mode and (width, height) of a picture, without decoding it.  Raises ConfigError with the file's name."""
-    try:
-        with Image.open(path) as image:
-            return image.mode, image.size
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"data.source: {path} is not a readable picture: {error}") from None
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """Every picture below a folder, hidden ones aside, in the order of their relative paths."""
-    found: Iterable[Path] = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(visible, key=lambda p: p.relative_to(folder).as_posix())
-
-
-def from_array(array: NDArray[Any], name: str, source: str) -> Array:
-    """Arrays (n, h, w), (n, h, w, C) or (n, C, h, w) of uint8 -> (n, C, h, w).  Raises ConfigError for others."""
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
-        raise ConfigError(
-            f"data.source = {source}: {name} is {array.dtype} of shape {array.shape}; "
-            "pictures are uint8 (n, h, w), (n, h, w, channels) or (n, channels, h, w)"
-        )
-    if array.ndim == 3:
-        return array[:, None]
-    if array.shape[3] in (1, 3):
-        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    if array.shape[1] in (1, 3):
-        return array
-    raise ConfigError(f"data.source = {source}: {name} of shape {array.shape} has no axis of 1 or 3 channels")
+def from_array(array: NDArray[Any], where: str) -> Array:
+    """Pictures as arrays.py reads them -> (N, C, h, w).  Raises ConfigError, naming `where`, for others."""
+    pictures = laid_out(array, where)
+    return pictures[:, None] if pictures.ndim == 3 else np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
 
 
 def to_image(array: Array) -> Image.Image:

@@ -36,7 +36,8 @@ def write_reconstructions(real: Array, fake: Array, path: Path) -> Path:
     error = np.abs(real.astype(np.int16) - fake).clip(0, 127).astype(np.uint8) * 2
     tiled = np.concatenate([_row(pictures) for pictures in (real, fake, error)], axis=1)
     height = real.shape[2] + GAP
-    figure = Figure(figsize=(1.0 * len(real) + 1.2, 3.2 * height / (real.shape[3] + GAP)), layout="constrained")
+    high = max(3.2 * height / (real.shape[3] + GAP), 1.2)  # of flat pictures, the labels still need room
+    figure = Figure(figsize=(1.0 * len(real) + 1.2, high), layout="constrained")
     axes = figure.subplots()
     if tiled.shape[0] == 1:
         axes.imshow(tiled[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -17,15 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError, load_config
-from transformer_vq.config.images import ImageRunConfig, ImagesConfig, check_grid
+from transformer_vq.config.images import ImageRunConfig, ImagesConfig, check_grid, check_packages
 from transformer_vq.config.quantizer import NoneConfig, VQConfig
 from transformer_vq.files import write_text
 from transformer_vq.images.adversary import discriminator_term, generator_term
 from transformer_vq.images.batches import image_batch, positions, to_unit
-from transformer_vq.images.distances import Distance, Lpips, Unobtainable, distances
-from transformer_vq.images.metrics import CodeMeter, evaluate_split, reconstruct
+from transformer_vq.images.distances import LPIPS_SIDE, Distance, Lpips, Unobtainable, plan
+from transformer_vq.images.metrics import SSIM_SIDE, CodeMeter, evaluate_split, reconstruct
 from transformer_vq.images.model import ImageModel
-from transformer_vq.images.networks import PatchDiscriminator
+from transformer_vq.images.networks import PatchDiscriminator, norm, patches
 from transformer_vq.images.plots import write_curves, write_reconstructions, write_usage
 from transformer_vq.images.sources import ImageCorpus, open_corpus
 from transformer_vq.ops import estimators
@@ -43,13 +43,20 @@ class ImageTask(Task):
     primary = "mse"
 
     def __init__(self, config: ImageRunConfig, device: torch.device) -> None:
-        """Open the pictures and make the networks.  Raises ConfigError when data and config do not fit together."""
+        """Open the pictures, see what can be measured on them, and make the networks.
+
+        Raises ConfigError when data and config do not fit together.
+        """
+        check_packages()
         self.config, self.device = config, device
         settings = config.images
         check_estimator(settings)
         self.corpus: ImageCorpus = open_corpus(config.data)
         check_fits(config, self.corpus)
-        self.notes = [self.corpus.notice] if self.corpus.notice else []
+        self.plan = plan(config.eval, self.corpus, config.data.cache)
+        small = min(self.corpus.shape[1:]) < SSIM_SIDE
+        self.unmeasured = [f"no ssim: it needs {SSIM_SIDE} pixels a side"] if small else []
+        self.notes = [*self.corpus.notes, *self.unmeasured, *self.plan.notes]
         channels = self.corpus.shape.channels
         self.model = ImageModel(settings, channels, config.seed)
         starts_late = bool(getattr(settings.quantizer, "start_step", 0))
@@ -67,6 +74,9 @@ class ImageTask(Task):
 
     def _lpips(self) -> Lpips | None:
         if not self.config.images.perceptual_weight:
+            return None
+        if min(self.corpus.shape[1:]) < LPIPS_SIDE:
+            self.notes.append(f"no perceptual loss: LPIPS needs {LPIPS_SIDE} pixels a side")
             return None
         try:
             return Lpips().to(self.device)
@@ -158,10 +168,9 @@ class ImageTask(Task):
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """See metrics.py. Distances that need a network are measured once, on the test split at the end."""
         settings = self.config.eval
-        also: list[Distance] = []
-        notes: list[str] = []
-        if final and split == "test":
-            also, notes = distances(settings, self.corpus, self.config.data.cache, self.device)
+        measured = final and split == "test"
+        also: list[Distance] = self.plan.make(self.device) if measured else []
+        notes = [*self.unmeasured, *(self.plan.notes if measured else [])] if final else []
         limit = None if final else settings.max_images
         pictures = self.corpus.splits[split]
         numbers, codes = evaluate_split(self.model, pictures, settings.batch_size, limit, also, self.check_stop)
@@ -232,6 +241,16 @@ def check_fits(config: ImageRunConfig, corpus: ImageCorpus) -> None:
         check_grid(images, shape.height, shape.width)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    lowest = [images.width * factor for factor in images.multipliers[-2:]]
+    if (shape.height, shape.width) == (images.factor, images.factor) and any(norm(c).num_groups == c for c in lowest):
+        raise ConfigError(
+            f"images.multipliers = {images.multipliers} with patch = {images.patch}: {shape} pictures make one "
+            "grid cell, and group norm leaves nothing of so few channels there; fewer halvings, or a width from 64 on"
+        )
+    if images.gan is not None and patches(images.gan.layers, min(shape.height, shape.width)) < 1:
+        raise ConfigError(
+            f"images.gan.layers = {images.gan.layers}: the discriminator sees nothing of {shape} pictures; fewer layers"
+        )
     q = images.quantizer
     if isinstance(q, VQConfig) and (q.init != "normal" or q.start_step):
         pictures = min(len(corpus.splits["train"]), config.train.micro_batch or config.train.batch_size)
