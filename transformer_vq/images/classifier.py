@@ -12,6 +12,7 @@ Axes:   B batch  C channels  h, w height and width  F features
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
