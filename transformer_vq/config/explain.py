@@ -42,7 +42,12 @@ def one_line(error: BaseException) -> str:
 def some(names: Sequence[str], shown: int = 3) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return ", ".join(printable(name) for name in names[:shown]) + more
+
+
+def printable(name: str) -> str:
+    """A file's name for a message of one line: line breaks, control characters and bytes that are no text, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def explain(error: ValidationError, *schema: type[BaseModel]) -> str:

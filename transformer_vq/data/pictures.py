@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from transformer_vq.config import ConfigError
-from transformer_vq.config.explain import one_line
+from transformer_vq.config.explain import one_line, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +51,7 @@ def open_picture(content: Path | bytes | Image, where: str) -> Image:
     """A picture, upright and opaque, of PIL's mode L or RGB.  Raises ConfigError, naming `where`, for what is none."""
     from PIL import Image, ImageOps
 
+    where = printable(where)
     image = _opened(content, where)
     _check_kind(image, where)
     try:
@@ -71,6 +72,7 @@ def header(content: Path | bytes | Image, where: str, *, upright: bool = True) -
 
     upright: the size once it is turned; else sides may be exchanged.
     """
+    where = printable(where)
     if isinstance(content, Path):
         try:
             with content.open("rb") as file:

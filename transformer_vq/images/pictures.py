@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.explain import printable
 from transformer_vq.data.arrays import laid_out
 from transformer_vq.data.pictures import SUFFIXES
 
@@ -149,7 +150,7 @@ class Alike:
 
     def show(self, name: str, found: int, size: tuple[int, int]) -> None:
         """One picture: its channels, and (width, height)."""
-        channels = self.channels or found
+        channels, name = self.channels or found, printable(name)
         if self.first is None:
             self.first = (name, channels, size)
         other, seen, other_size = self.first

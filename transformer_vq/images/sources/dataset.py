@@ -59,7 +59,11 @@ def from_dataset(name: str, config: ImageDataConfig) -> Found:
             raise ConfigError(f"data.source = {config.source}: {given[kind]} and {split} are both {kind}")
         given[kind] = str(split)
         columns = find_columns(loaded[split].features, config.source)
-        rows = loaded[split].with_format("numpy", columns=[columns.picture]) if columns.is_array else loaded[split]
+        rows = (
+            loaded[split].with_format("numpy", columns=[columns.picture], dtype=np.uint8)
+            if columns.is_array
+            else loaded[split]
+        )
         if isinstance(rows.features[columns.picture], datasets.Image):
             rows = rows.cast_column(columns.picture, datasets.Image(decode=False))
         rows_of[kind] = rows, columns
@@ -99,7 +103,9 @@ def find_columns(features: Any, source: str) -> Columns:
     pictures = [
         name
         for name, kind in features.items()
-        if isinstance(kind, (datasets.Image, *arrays)) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})
+        if isinstance(kind, datasets.Image)
+        or (isinstance(kind, arrays) and kind.dtype == "uint8")
+        or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})
     ]
     if not pictures:
         raise ConfigError(f"data.source = {source}: no column of pictures among {', '.join(features)}")
