@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from transformer_vq import files
 
 
 @pytest.fixture
@@ -24,3 +28,13 @@ def full_disk(tmp_path) -> Iterator[Path]:
         pytest.skip("a file system of 3 MB cannot be mounted here; needs root")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def no_room(monkeypatch) -> None:
+    """No disk takes anything any more: bytes that were written cannot be brought there."""
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "flush", full)

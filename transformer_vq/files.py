@@ -120,12 +120,23 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold `path` against other processes, waiting for up to `patience` seconds.  Raises BlockingIOError, OSError."""
+    """Hold `path` against other processes, waiting for up to `patience` seconds.
+
+    Raises BlockingIOError when another holds it, WriteError on a full disk, OSError.
+    """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path, timeout=patience)
     try:
-        with FileLock(path, timeout=patience):
-            yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
     except Timeout:
         raise BlockingIOError(errno.EAGAIN, "held by another process", str(path)) from None
+    except OSError as error:
+        if text := complaint(error, path):
+            raise WriteError(text) from error
+        raise
+    try:
+        yield
+    finally:
+        held.release()

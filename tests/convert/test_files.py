@@ -24,6 +24,7 @@ from transformer_vq.cli import run
 from transformer_vq.convert.files import read_reference, write_reference
 from transformer_vq.convert.flax_tree import flat, nested, pack, unpack
 from transformer_vq.convert.names import reference_settings, to_reference
+from transformer_vq.files import WriteError
 from transformer_vq.training import load_run
 
 FLAX = Path(__file__).parents[1] / "golden" / "flax"
@@ -237,3 +238,26 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
     assert "a run has its own" in error_of(capsys, out, tmp_path / "x.npz", "model.layers=2")
     assert "is there already" in error_of(capsys, out, npz)
     assert "steps that have one: 0" in error_of(capsys, f"{out}@7", tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, name):
+    _, params = reference()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np if name == "out.npz" else Path, "savez" if name == "out.npz" else "write_bytes", full)
+    with pytest.raises(WriteError, match=rf"{name}: cannot be written: No space .* kB are needed"):
+        write_reference(tmp_path / name, params, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_converted_run(tmp_path, capsys, request):
+    model, params = reference()
+    write_reference(tmp_path / "theirs.npz", params, reference_settings(model.config))
+    request.getfixturevalue("no_room")
+    assert run(["convert", str(tmp_path / "theirs.npz"), str(tmp_path / "run")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "config.yaml: cannot be written: No space left on device" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.npz"]

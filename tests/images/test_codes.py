@@ -99,3 +99,19 @@ def test_console_plans_refuses_and_draws(trained, tmp_path, capsys):
     assert console(["plot", str(trained), "--json"]) == 0
     drawn = {Path(path).name for path in json.loads(capsys.readouterr().out)["plots"]}
     assert "quality.png" in drawn and "loss.png" not in drawn
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, request):
+    pictures = write_pictures(tmp_path / "in", count=3, mode="L")
+    assert console(["encode", str(trained), str(pictures), "--out", str(tmp_path / "x.npz")]) == 0
+    request.getfixturevalue("no_room")
+    commands = {
+        "y.npz": ["encode", str(trained), str(pictures), "--out", str(tmp_path / "y.npz")],
+        "a00.png": ["decode", str(trained), str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")],
+    }
+    for name, command in commands.items():
+        capsys.readouterr()
+        assert console(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and f"{name}: cannot be written: No space left on device" in line
+    assert not (tmp_path / "y.npz").exists() and list((tmp_path / "out").iterdir()) == []

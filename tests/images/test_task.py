@@ -13,6 +13,7 @@ from transformer_vq.config import ConfigError, save_config
 from transformer_vq.images import run
 from transformer_vq.images.task import ImageTask
 from transformer_vq.training.checkpoints import load_tensors
+from transformer_vq.training.task import EvaluationStopped
 
 
 @pytest.fixture
@@ -157,3 +158,22 @@ def test_two_processes_equal_one(tmp_path):
         a, b = (weights(tmp_path / name, 4, player) for name in ("one", "two"))
         for name in a:
             assert torch.allclose(a[name].double(), b[name].double(), rtol=1e-6, atol=1e-9), name
+
+
+def test_an_evaluation_stops_between_batches(tmp_path):
+    task, seen = ImageTask(run_config(tmp_path / "r", eval={"batch_size": 5}), torch.device("cpu")), []
+    task.stop_asked = lambda: len(seen) >= 2 or bool(seen.append(0))
+    with pytest.raises(EvaluationStopped):
+        task.evaluate("valid", final=True)
+    assert len(seen) == 2
+
+
+def test_an_image_run_is_trained_on(tmp_path, no_plots):
+    """Two players, data of its own beside the run: 2 steps and then 4 are 4."""
+    settings = {"schedule": "constant", "warmup": 0}
+    run(run_config(tmp_path / "straight", GAN, train=settings), quiet=True)
+    run(run_config(tmp_path / "run", GAN, train={**settings, "steps": 2}), quiet=True)
+    run(run_config(tmp_path / "run", GAN, train=settings), quiet=True, resume=True)
+    for player in ("model", "discriminator"):
+        for name, w in weights(tmp_path / "straight", 4, player).items():
+            assert torch.equal(weights(tmp_path / "run", 4, player)[name], w), name

@@ -15,6 +15,8 @@ import pytest
 import toy_runs
 import yaml
 
+from transformer_vq import files
+from transformer_vq.cli import run as command
 from transformer_vq.config import ConfigError
 from transformer_vq.files import lock
 from transformer_vq.studies.engines import Slot, _environment, slots
@@ -267,3 +269,36 @@ def test_a_worker_has_a_thread_a_core_unless_the_user_says_otherwise(monkeypatch
     with _environment(Slot([0, 1, 2], None)):
         assert os.environ["OMP_NUM_THREADS"] == threads
     assert os.environ.get("OMP_NUM_THREADS") == wish
+
+
+def test_a_full_disk_is_one_line(write_toy, monkeypatch, capsys):
+    """Of the study's own files, and of a report's tables and pictures."""
+    path = str(write_toy(seeds=[0]))
+    assert command(["study", "run", path, "--jobs", "1"]) == 0
+    flush = files.flush
+    for name, verb in (("study.yaml", "run"), ("runs.parquet", "report"), (".png", "report"), ("report.md", "report")):
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "flush", lambda place, name=name: full(place, name) or flush(place))
+            assert command(["study", verb, path]) == 1
+        assert f"{name}: cannot be written: No space left on device" in one_line(capsys)
+
+
+def test_a_worker_on_a_full_disk_is_one_line(write_toy, full_disk, capfd):
+    """Not even the status of a run can be kept."""
+    path = str(write_toy(seeds=[0], run_dir=str(full_disk / "out")))
+    (full_disk / "out").mkdir()
+    (full_disk / "rest").write_bytes(bytes(3 * 2**20 - 4 * 4096))
+    assert command(["study", "run", path, "--jobs", "1"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "No space left on device" in line
+
+
+def full(place: Path, name: str) -> None:
+    if place.name.endswith(name):
+        raise OSError(28, "No space left on device")
+
+
+def one_line(capsys) -> str:
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+    return line

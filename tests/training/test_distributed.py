@@ -133,6 +133,51 @@ def test_drift_and_errors_are_told_by_every_process(tmp_path):
         assert "layers.1.quantizer.ema_sum on process 1" in (tmp_path / f"drift-{rank}").read_text()
 
 
+@pytest.mark.distributed
+def test_a_signal_or_a_full_disk_of_one_process_is_everyones(tmp_path):
+    """Rank 1 alone gets SIGUSR1, then SIGTERM, then has no room for what it carries; both agree, and go on."""
+    script = tmp_path / "signals.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tiny_run import tiny_run\n"
+        "from transformer_vq.files import WriteError\n"
+        "from transformer_vq.training import LanguageTask, TrainingInterrupted, run, snapshot\n"
+        "folder, rank = Path(sys.argv[1]), int(os.environ['RANK'])\n"
+        "config = tiny_run(folder, data__order='streams', checkpoint__keep=9, train__micro_batch=1)\n"
+        "batch, save = LanguageTask.batch, snapshot.save_tensors\n"
+        "def signalled(self, step, rows, slot):\n"
+        "    if rank == 1 and slot == 0 and step in (4, 8):\n"
+        "        os.kill(os.getpid(), signal.SIGUSR1 if step == 4 else signal.SIGTERM)\n"
+        "    return batch(self, step, rows, slot)\n"
+        "def full(tensors, path):\n"
+        "    if rank == 1:\n"
+        "        raise WriteError(f'{path}: cannot be written: No space')\n"
+        "    save(tensors, path)\n"
+        "def attempt(name, resume):\n"
+        "    try:\n"
+        "        run(config, quiet=True, resume=resume)\n"
+        "    except (TrainingInterrupted, WriteError) as error:\n"
+        "        (folder / f'{name}-{rank}').write_text(str(error))\n"
+        "LanguageTask.batch = signalled\n"
+        "attempt('term', False)\n"
+        "LanguageTask.batch, snapshot.save_tensors = batch, full\n"
+        "attempt('full', True)\n"
+        "snapshot.save_tensors = save\n"
+        "attempt('none', True)\n"
+    )
+    done = torchrun(str(script), str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:]
+    for rank in (0, 1):
+        assert "stopped after step 9 of 20" in (tmp_path / f"term-{rank}").read_text()
+        error = (tmp_path / f"full-{rank}").read_text()
+        assert "carried-1.safetensors: cannot be written" in error and "Last good checkpoint: " in error
+        assert error.endswith("step-00000009") and not (tmp_path / f"none-{rank}").exists()
+    folders = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.is_dir()}
+    assert folders == {"step-00000005", "step-00000009", "step-00000020"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 20
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_checksum_sees_one_changed_bit(dtype):
     tensor = torch.arange(12).reshape(3, 4).t().to(dtype)  # not contiguous

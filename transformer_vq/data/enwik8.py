@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from transformer_vq.config import ConfigError
+from transformer_vq.files import WriteError, complaint
 
 ADDRESS = "http://mattmahoney.net/dc/enwik8.zip"
 HUB = "hf:LTCB/enwik8/enwik8-raw@refs/convert/parquet"
@@ -39,10 +40,12 @@ def fetch(folder: Path) -> Path:
                 while block := answer.read(1 << 20):
                     file.write(block)
             with zipfile.ZipFile(archive) as content:
-                text = Path(content.extract("enwik8", place))
+                whole = Path(content.extract("enwik8", place))
         except (OSError, KeyError, zipfile.BadZipFile, urllib.error.URLError) as error:
+            if text := complaint(error, path, SIZE):
+                raise WriteError(text) from None
             raise ConfigError(f"data.source = enwik8: {ADDRESS} could not be read: {error}; {hint}") from None
-        if text.stat().st_size != SIZE:
-            raise ConfigError(f"data.source = enwik8: {ADDRESS} holds {text.stat().st_size:,} bytes; {hint}")
-        os.replace(text, path)
+        if whole.stat().st_size != SIZE:
+            raise ConfigError(f"data.source = enwik8: {ADDRESS} holds {whole.stat().st_size:,} bytes; {hint}")
+        os.replace(whole, path)
     return path

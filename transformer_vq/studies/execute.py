@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from transformer_vq.config import validate
-from transformer_vq.files import lock
+from transformer_vq.files import WriteError, complaint, lock
 from transformer_vq.studies.folder import RESULTS, read_status, write_status
 from transformer_vq.studies.kinds import load
 
@@ -65,6 +65,10 @@ def execute(job: Job) -> str:
             return attempt.state
     except BlockingIOError:
         return "busy"  # another engine has it
+    except OSError as error:
+        if not isinstance(error, WriteError) and complaint(error) is None:
+            raise
+        sys.exit(1)  # not even its status can be kept: the engine finds that out, and says so
 
 
 class Attempt:

@@ -24,7 +24,7 @@ import yaml
 
 from transformer_vq.config import ConfigError, Settings, save_config, validate
 from transformer_vq.config.load import difference
-from transformer_vq.files import WriteError, complaint, lock, read_text, write_text, writing
+from transformer_vq.files import WriteError, lock, read_text, write_text, writing
 from transformer_vq.training.checkpoints import Checkpoints
 
 KEPT = "reference-rest.msgpack"  # what a converted model had beside its parameters; see convert/
@@ -113,9 +113,9 @@ class RunFolder:
             self._held.enter_context(lock(self.path / ".lock"))
         except BlockingIOError:
             raise ConfigError(f"run_dir = {self.path}: another process is writing there") from None
+        except WriteError:
+            raise
         except OSError as error:
-            if text := complaint(error, self.path):
-                raise WriteError(text) from None
             raise ConfigError(f"run_dir = {self.path}: cannot be written to: {error.strerror}") from None
         self.check(config, resume, overwrite)
         if overwrite:

@@ -29,6 +29,16 @@ ROWS = {"cpu": 4096}
 ROWS_ELSEWHERE = 65536
 
 
+def blocks_at_once(L: int, groups: int, device: torch.device) -> int:
+    """How many blocks, of all rows and heads together, make a chunk."""
+    return max(1, ROWS.get(device.type, ROWS_ELSEWHERE) // (L * groups))
+
+
+def blocks_of_chunk(N: int, L: int, groups: int, device: torch.device) -> int:
+    """How many of a row's N blocks are in one chunk."""
+    return min(N, blocks_at_once(L, groups, device))
+
+
 class Chunk(NamedTuple):
     """What is worked on together: slices of batch rows, of key heads and of blocks."""
 
@@ -69,8 +79,8 @@ class Plan:
     def chunks(self) -> Iterator[list[Chunk]]:
         """For each group of batch rows and key heads: its chunks, in the order of time."""
         B, Hkv, _ = self.codes.shape
-        blocks = max(1, ROWS.get(self.codes.device.type, ROWS_ELSEWHERE) // (self.L * self.groups))
-        n = min(self.N, blocks)
+        blocks = blocks_at_once(self.L, self.groups, self.codes.device)
+        n = blocks_of_chunk(self.N, self.L, self.groups, self.codes.device)
         h = min(Hkv, max(1, blocks // n))
         b = min(B, max(1, blocks // (n * h)))
         for i in range(0, B, b):

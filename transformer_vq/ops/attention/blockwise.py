@@ -30,6 +30,7 @@ from transformer_vq.ops.attention.blocks import (
     add_strips,
     band,
     bias_rows,
+    blocks_of_chunk,
     cache_backward,
     cache_prefix,
     hide,
@@ -60,13 +61,56 @@ class Inputs(NamedTuple):
 
 
 def blockwise(call: Call) -> Tensor:
-    """`Call` -> o (B, Hkv, G, T, V)."""
-    call = call.wide()
-    M, T = call.window, call.q.shape[3]
+    """`Call` -> o (B, Hkv, G, T, V), wide."""
+    plan, x = layout(call)
+    o: Tensor = BlockwiseAttention.apply(plan, *x)
+    return o
+
+
+def notes(call: Call) -> list[Tensor]:
+    """For the backward pass: the cache at the start of each chunk, counts and sums, and a narrow o's wide original."""
+    B, Hkv, G, T, _ = call.q.shape
+    L, N = blocks_of(call)
+    chunks = -(-N // blocks_of_chunk(N, L, G, call.q.device))
+    S, V, wide = call.codebook.shape[1] if call.cache else 0, call.v.shape[3], call.wide_dtype
+    made = [call.v.new_empty(chunks, B, Hkv, S, dtype=wide), call.v.new_empty(chunks, B, Hkv, S, V, dtype=wide)]
+    return made if call.v.dtype == wide else [*made, call.v.new_empty(B, Hkv, G, T, V, dtype=wide)]
+
+
+def forward(call: Call, notes: list[Tensor]) -> Tensor:
+    """`Call` -> o, wide, and the notes filled."""
+    plan, x = layout(call)
+    o = attend(plan, x, (notes[0], notes[1]))
+    return notes[2].copy_(o) if len(notes) > 2 else o
+
+
+def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
+    """Gradients of `call.learned()`."""
+    call = call.with_leaves()
+    with torch.enable_grad():
+        plan, x = layout(call)
+    inputs = Inputs(*(None if t is None else t.detach() for t in x))  # type: ignore[arg-type]
+    wide = notes[2] if len(notes) > 2 else o
+    grads = gradients(plan, inputs, wide, d_o.to(wide.dtype), (notes[0], notes[1]))
+    pairs = [(t, g) for t, g in zip(x, grads, strict=True) if t is not None and t.requires_grad]
+    found = torch.autograd.grad([t for t, _ in pairs], call.learned(), [g for _, g in pairs], materialize_grads=True)
+    return list(found)
+
+
+def blocks_of(call: Call) -> tuple[int, int]:
+    """L and N: the length of a block and their number."""
+    T = call.q.shape[3]
     L = max(1, min(call.block_len, T))
     if call.gradients == "window":
         L = min(L, LONGEST_BLOCK)
-    N = -(-T // L)
+    return L, -(-T // L)
+
+
+def layout(call: Call) -> tuple[Plan, Inputs]:
+    """What gets no gradient, and what does: wide, with carried keys in front and whole blocks."""
+    call = call.wide()
+    M, T = call.window, call.q.shape[3]
+    L, N = blocks_of(call)
     missing = N * L - T
 
     def pad(keys: Tensor) -> Tensor:
@@ -95,9 +139,38 @@ def blockwise(call: Call) -> Tensor:
         gradients=call.gradients,
         through=call.grad_through_cache,
     )
-    return BlockwiseAttention.apply(
-        plan, q, None if q_far is q else q_far, pad(k), k_far, pad(call.v_with_carried), call.bias
-    )
+    return plan, Inputs(q, None if q_far is q else q_far, pad(k), k_far, pad(call.v_with_carried), call.bias)
+
+
+Starts = tuple[Tensor, Tensor]
+"""Counts (chunks, B, Hkv, S) and sums (chunks, B, Hkv, S, V): the cache that each chunk begins with."""
+
+
+def attend(plan: Plan, x: Inputs, starts: Starts | None) -> Tensor:
+    """o (B, Hkv, G, T, V); fills `starts`."""
+    buffers = Buffers(x.q)
+    o = x.q.new_empty(*x.q.shape[:4], x.v.shape[3])
+    for chunks in plan.chunks():
+        count, total = plan.count[chunks[0].b, chunks[0].h], plan.total[chunks[0].b, chunks[0].h]
+        for i, at in enumerate(chunks):
+            if starts is not None:
+                starts[0][i, at.b, at.h], starts[1][i, at.b, at.h] = count, total
+            values, counts, count, total = joint_values(x, at, plan, count, total, buffers)
+            p, _, _ = probabilities(x, at, plan, counts, buffers)
+            put_query_rows(o, product(p, values, buffers("o", *p.shape[:4], values.shape[4])), at, plan)
+    return o
+
+
+def gradients(plan: Plan, x: Inputs, o: Tensor, d_o: Tensor, starts: Starts) -> Inputs:
+    """Gradients of q, q_far, k, k_far, v and bias, where they exist, from the last chunk to the first."""
+    buffers = Buffers(x.q)
+    grads = Inputs(*[None if t is None else torch.zeros_like(t) for t in x])  # type: ignore[arg-type]
+    for chunks in plan.chunks():
+        running = torch.zeros_like(plan.total[chunks[0].b, chunks[0].h])
+        for i, at in reversed(list(enumerate(chunks))):
+            start = starts[0][i, at.b, at.h], starts[1][i, at.b, at.h]
+            running = chunk_backward(x, grads, o, d_o, at, plan, start, running, buffers)
+    return grads
 
 
 class BlockwiseAttention(torch.autograd.Function):
@@ -115,17 +188,9 @@ class BlockwiseAttention(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         """Arguments as in `Inputs` -> o (B, Hkv, G, T, V)."""
-        x, buffers = Inputs(q, q_far, k, k_far, v, bias), Buffers(q)
-        o = x.q.new_empty(*x.q.shape[:4], x.v.shape[3])
-        starts = []
-        for chunks in plan.chunks():
-            count, total = plan.count[chunks[0].b, chunks[0].h], plan.total[chunks[0].b, chunks[0].h]
-            for at in chunks:
-                starts.append((count, total))
-                values, counts, count, total = joint_values(x, at, plan, count, total, buffers)
-                p, _, _ = probabilities(x, at, plan, counts, buffers)
-                put_query_rows(o, product(p, values, buffers("o", *p.shape[:4], values.shape[4])), at, plan)
-        ctx.plan, ctx.starts = plan, starts
+        x, chunks = Inputs(q, q_far, k, k_far, v, bias), len(next(plan.chunks()))
+        ctx.plan, ctx.starts = plan, (q.new_empty(chunks, *plan.count.shape), q.new_empty(chunks, *plan.total.shape))
+        o = attend(plan, x, ctx.starts)
         ctx.save_for_backward(*x, o)
         return o
 
@@ -133,18 +198,8 @@ class BlockwiseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, q_far, k, k_far, v and bias, where they exist."""
-        plan, starts = ctx.plan, ctx.starts
         *inputs, o = ctx.saved_tensors
-        x = Inputs(*inputs)
-        buffers = Buffers(x.q)
-        grads = Inputs(*[None if t is None else torch.zeros_like(t) for t in inputs])  # type: ignore[arg-type]
-        index = len(starts)
-        for chunks in reversed(list(plan.chunks())):
-            running = torch.zeros_like(plan.total[chunks[0].b, chunks[0].h])
-            for at in reversed(chunks):
-                index -= 1
-                running = chunk_backward(x, grads, o, d_o, at, plan, starts[index], running, buffers)
-        return None, *grads
+        return None, *gradients(ctx.plan, Inputs(*inputs), o, d_o, ctx.starts)
 
 
 def joint_values(

@@ -64,6 +64,15 @@ class Call(Arguments):
             state=self.state.of_type(wide, wide, wide),
         )
 
+    def learned(self) -> list[Tensor]:
+        """What gets gradient: q, k_hat, v and the bias if there is one."""
+        return [self.q, self.k_hat, self.v] if self.bias is None else [self.q, self.k_hat, self.v, self.bias]
+
+    def with_leaves(self) -> Call:
+        """The same call on detached tensors, of which the learned ones require gradients."""
+        q, k_hat, v, *bias = (x.detach().requires_grad_() for x in self.learned())
+        return replace(self, q=q, k_hat=k_hat, v=v, bias=bias[0] if bias else None)
+
     @property
     def query_run(self) -> Tensor:
         """(B, T): the document of each query."""

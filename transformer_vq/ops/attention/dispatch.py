@@ -1,29 +1,22 @@
-"""The one entry to VQ attention, and the table of its backends."""
+"""The one entry to VQ attention, and the choice of its backend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from transformer_vq.ops.attention.arguments import Arguments, taking
-from transformer_vq.ops.attention.blockwise import blockwise
-from transformer_vq.ops.attention.call import Call, prepare
+from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.carry import next_state
+from transformer_vq.ops.attention.op import attend
 from transformer_vq.ops.attention.padding import pick, real_first
-from transformer_vq.ops.attention.quadratic import quadratic
-from transformer_vq.ops.attention.recurrent import recurrent
 from transformer_vq.ops.attention.state import AttentionState
-from transformer_vq.ops.resolve import resolve
 
 SHORT = 32
 """Up to this many tokens the quadratic form is taken: at 16 it needs 0.7 of block-wise time, at 64 already 1.1."""
-
-Backend = Callable[[Call], Tensor]
-
-BACKENDS: dict[str, Backend] = {"quadratic": quadratic, "blockwise": blockwise, "recurrent": recurrent}
 
 
 @taking(Arguments)
@@ -56,9 +49,8 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     with torch.autocast(x.q.device.type, enabled=False):
         call = prepare(x)
         name, _ = resolve_backend(x.backend, x.q.device, x.q.shape[2])
-        attend: Backend = resolve(name, BACKENDS, "attention backend")
-        o = attend(call) if x.q.shape[2] else call.q.new_zeros(*call.q.shape[:4], x.v.shape[3])
-        o = rearrange(o, "b h g t v -> b (h g) t v").to(x.v.dtype)
+        o = attend(replace(call, backend=name)) if x.q.shape[2] else x.v.new_zeros(*call.q.shape[:4], x.v.shape[3])
+        o = rearrange(o, "b h g t v -> b (h g) t v")
         if x.mask is not None:
             back = torch.argsort(real_first(x.mask), dim=1)
             o = pick(o, back).masked_fill(~x.mask[:, None, :, None], 0)
