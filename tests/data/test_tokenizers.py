@@ -70,7 +70,7 @@ def test_training_is_repeatable(bpe):
 def test_pieces_are_encoded_one_by_one(bpe):
     pieces = [Piece(t.encode(), True, "here", 0) for t in ("größer", "", " weiter")]
     for tokenizer in (bpe, ByteTokenizer()):
-        ids, lengths = tokenizer.encode_pieces(pieces)
+        ids, lengths, *_ = tokenizer.encode_pieces(pieces)
         assert lengths.tolist() == [len(tokenizer.encode(p.text.decode())) for p in pieces]
         assert ids.tolist() == [i for p in pieces for i in tokenizer.encode(p.text.decode())]
         assert ids.dtype == token_dtype(tokenizer.vocab_size)

@@ -14,6 +14,8 @@ from transformer_vq.cli.console import console, number, print_json, progress_bar
 from transformer_vq.cli.runs import folder_of, open_run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformer_vq.config import RunConfig
     from transformer_vq.data import TokenFile
     from transformer_vq.training import LoadedRun
@@ -65,7 +67,7 @@ def eval_(
     from transformer_vq.evaluation import default_context, evaluate
 
     settings = settings_for(loaded, run, overrides or [])
-    tokens = read_split(settings, split)
+    tokens = read_split(settings, split, loaded, run)
     results = []
     usual = settings.eval.context or default_context(loaded.model, settings.train.seq_len)
     for width in contexts or [usual]:
@@ -117,18 +119,26 @@ def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunCo
             )
     folder = folder_of(run)
     settings = load_config(folder, overrides, RunConfig)
-    if settings.data != loaded.config.data and not settings.data.tokenizer.startswith("bytes"):
-        own = str(folder / "tokenizer.json")
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"tokenizer": own})})
+    trains = settings.data.tokenizer.startswith("bpe:")
+    if not settings.data.tokenizer.startswith("bytes") and (not trains or settings.data != loaded.config.data):
+        settings = with_own_tokenizer(settings, folder)
     return settings
 
 
-def read_split(settings: RunConfig, split: str) -> TokenFile:
-    """The split's tokens, prepared now where they are not in the cache."""
+def with_own_tokenizer(settings: RunConfig, folder: Path) -> RunConfig:
+    """Whatever has become of the file, the name or the text that the tokenizer came from."""
+    data = settings.data.model_copy(update={"tokenizer": str(folder / "tokenizer.json")})
+    return settings.model_copy(update={"data": data})
+
+
+def read_split(settings: RunConfig, split: str, loaded: LoadedRun, run: str) -> TokenFile:
+    """The split as the run's own tokens, prepared now where they are not in the cache."""
     from transformer_vq.data import check_lengths, prepare
 
     with console(to_stderr=True).status("preparing the corpus"):
         corpus = prepare(settings.data)
+        if corpus.tokenizer.sha256 != loaded.tokenizer.sha256:  # trained anew, it became another
+            corpus = prepare(with_own_tokenizer(settings, folder_of(run)).data)
     check_lengths(corpus, seq_len=1)
     return corpus.splits[split]
 

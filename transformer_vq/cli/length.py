@@ -51,7 +51,7 @@ def length(
 
         from transformer_vq.evaluation.length import bits_by_position
 
-        tokens = read_split(settings, split)
+        tokens = read_split(settings, split, loaded, run)
         trained_on[run] = settings.train.seq_len
         reach = times * settings.train.seq_len
         if len(tokens) <= reach:

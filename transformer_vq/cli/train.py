@@ -46,10 +46,11 @@ def train(
         print_json(result)
         return
     out = console(quiet=quiet)
-    scores = table("", "bits per byte", "perplexity", "tokens")
+    unit = "byte" if "bits_per_byte" in result["test"] else "token"  # of tokens that came without their text
+    scores = table("", f"bits per {unit}", "perplexity", "tokens")
     for split in ("valid", "test"):
         score = result[split]
-        scores.add_row(split, *(number(score[key]) for key in ("bits_per_byte", "perplexity", "tokens")))
+        scores.add_row(split, *(number(score[key]) for key in (f"bits_per_{unit}", "perplexity", "tokens")))
     out.print(scores)
     print_lines(
         out,

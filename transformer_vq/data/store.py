@@ -1,6 +1,7 @@
 """Token files: a corpus tokenized once, memory-mapped afterwards.
 
     CACHE/KEY/meta.json, tokenizer.json, {train,valid,test}.tokens (raw, smallest unsigned type), .documents.npy (int64)
+    and, where a token is not a byte, .covers and .words: bytes of the text and beginnings of words under each token
     KEY = hash of (format, the source's content and splits, tokenizer, the settings of `data` that change tokens)
 
 An entry is written into a temporary folder beside it, flushed to the disk and renamed, under a lock: a folder with a
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import Source, open_source
 from transformer_vq.data.documents import (
     SPLITS,
+    Border,
     Piece,
     border_of,
     reads_pictures,
@@ -36,6 +38,8 @@ from transformer_vq.data.documents import (
     take,
 )
 from transformer_vq.data.tokenizers import (
+    Encoded,
+    IdTokenizer,
     Tokenizer,
     load_tokenizer,
     make_tokenizer,
@@ -45,9 +49,11 @@ from transformer_vq.data.tokenizers import (
 )
 from transformer_vq.files import room
 
-FORMAT = 2
+FORMAT = 3
 GROUP = 1 << 22
 """Bytes that are tokenized at once."""
+COUNTS = ("covers", "words_begun")
+"""Files of one number a token."""
 
 Progress = Callable[[str, int], None]
 """Called with a split's name and the bytes read of it so far."""
@@ -62,11 +68,15 @@ class TokenFile:
     """(n,) uint8, uint16 or uint32, memory-mapped, read-only."""
     documents: NDArray[np.int64]
     """Positions at which a document begins, increasing, the first 0."""
-    bytes: int
-    """Of the text behind all tokens, for bits per byte."""
+    bytes: int | None
+    """Of the text behind all tokens, for bits per byte; None where tokens came without their text."""
     words: int
-    """Of that text, separated by white space, for the perplexity per word; 0 of pictures."""
+    """Of that text, separated by white space, for the perplexity per word; 0 of pictures and where it is not known."""
     tokenizer: Tokenizer
+    covers: NDArray[np.unsignedinteger] | None = None
+    """(n,) bytes of the text that each token stands for, whose sum is `bytes`; None: one each, or not known."""
+    begins: NDArray[np.unsignedinteger] | None = None
+    """(n,) words of the text that begin under each token; None: as its bytes have them."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,15 +87,35 @@ class TokenFile:
         return bool(np.all(lengths[:-1] == length) and lengths[-1] <= length)
 
     def head(self, count: int) -> TokenFile:
-        """The first `count` tokens. Their bytes and words are those of the decoded text."""
+        """The first `count` tokens, with the bytes and the beginnings of words under them."""
         if count >= len(self):
             return self
-        text = self.tokenizer.decode_bytes(self.tokens[:count].tolist())
-        counter = WordCounter()
-        counter.read(Piece(text, True, self.name, 0))
         documents = self.documents[: np.searchsorted(self.documents, count)]
-        words = counter.words if self.words else 0
-        return replace(self, tokens=self.tokens[:count], documents=documents, bytes=len(text), words=words)
+        return replace(
+            self,
+            tokens=self.tokens[:count],
+            documents=documents,
+            bytes=None if self.bytes is None else int(self.covered(0, count).sum()),
+            words=self._words(count) if self.words else 0,
+            covers=None if self.covers is None else self.covers[:count],
+            begins=None if self.begins is None else self.begins[:count],
+        )
+
+    def covered(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Bytes of the text under each of the tokens [start, stop).  Raises ValueError where they are not known."""
+        if self.bytes is None:
+            raise ValueError(f"{self.name}: the tokens came without their text, so bytes under them are not known")
+        if self.covers is None:
+            return np.ones(min(stop, len(self)) - start, np.int64)
+        return self.covers[start:stop].astype(np.int64)
+
+    def _words(self, count: int) -> int:
+        """Words that begin under the first tokens."""
+        if self.begins is not None:
+            return int(self.begins[:count].sum(dtype=np.int64))
+        counter = WordCounter()  # a token is a byte, so this is the text itself
+        counter.read(Piece(self.tokenizer.decode_bytes(self.tokens[:count].tolist()), True, self.name, 0))
+        return counter.words
 
 
 @dataclass(frozen=True)
@@ -104,7 +134,8 @@ class Corpus:
     def describe(self) -> str:
         """One paragraph: which text, how much, how split, which hash."""
         sizes = "; ".join(
-            f"{name} {file.bytes:,} bytes, {len(file):,} tokens, {len(file.documents):,} documents"
+            f"{name} {'unknown' if file.bytes is None else f'{file.bytes:,}'} bytes, {len(file):,} tokens, "
+            f"{len(file.documents):,} documents"
             for name, file in self.splits.items()
         )
         notes = "".join(f" {note[0].upper()}{note[1:]}." for note in self.notes)
@@ -192,19 +223,26 @@ def open_entry(entry: Path, source: Source) -> Corpus:
     """Map the token files of a whole entry."""
     meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(entry)
-    splits = {
-        name: TokenFile(
-            name,
-            np.memmap(entry / f"{name}.tokens", token_dtype(tokenizer.vocab_size), "r"),
-            np.load(entry / f"{name}.documents.npy"),
-            meta["splits"][name]["bytes"],
-            meta["splits"][name]["words"],
-            tokenizer,
-        )
-        for name in SPLITS
-    }
+    splits = {name: open_split(entry, name, meta["splits"][name], tokenizer) for name in SPLITS}
     notes = (*source.notes, *meta["notes"])
     return Corpus(source.name, splits, tokenizer, meta["sha256"], entry, notes)
+
+
+def open_split(entry: Path, name: str, meta: dict[str, Any], tokenizer: Tokenizer) -> TokenFile:
+    """Map the files of one split."""
+    counts = {
+        kind: np.memmap(entry / f"{name}.{kind}", np.dtype(meta[kind]), "r") if meta[kind] else None for kind in COUNTS
+    }
+    return TokenFile(
+        name,
+        np.memmap(entry / f"{name}.tokens", token_dtype(tokenizer.vocab_size), "r"),
+        np.load(entry / f"{name}.documents.npy"),
+        meta["bytes"],
+        meta["words"],
+        tokenizer,
+        counts["covers"],
+        counts["words_begun"],
+    )
 
 
 def write_entry(entry: Path, source: Source, config: DataConfig, progress: Progress | None) -> None:
@@ -228,46 +266,129 @@ def write_entry(entry: Path, source: Source, config: DataConfig, progress: Progr
 
 def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progress | None) -> dict[str, Any]:
     """Write tokenizer and token files of all splits; what has to be known about them is returned."""
-    tokenizer = make_tokenizer(config.tokenizer, read_split(source, "train", config))
+    border = border_of(config, reads_text=not reads_bytes(tokenizer_identity(config.tokenizer)))
+    tokenizer = make_tokenizer(config.tokenizer, read_split(source, "train", config, border))
+    if isinstance(tokenizer, IdTokenizer):
+        raise ConfigError(
+            f"data.tokenizer = {config.tokenizer}: is for tokens without text (a folder of train.bin); "
+            f"data.source = {config.source} holds text"
+        )
     tokenizer.save(folder)
     text_hash = hashlib.sha256()
     meta: dict[str, Any] = {"splits": {}, "notes": []}
-    unknown = 0
+    total, lost, unknown = 0, 0, 0
     for name in SPLITS:
         starts: list[NDArray[np.int64]] = []
         words, size, length = WordCounter(), 0, 0
-        with (folder / f"{name}.tokens").open("wb") as file:
-            for group in groups(read_split(source, name, config)):
+        with (folder / f"{name}.tokens").open("wb") as file, Counts(folder, name) as counts:
+            for group in groups(read_split(source, name, config, border)):
+                begun = [words.read(piece) for piece in group]
                 for piece in group:
                     text_hash.update(piece.text)
-                    words.read(piece)
                     size += len(piece.text)
-                ids, lengths = tokenizer.encode_pieces(group)
-                unknown += int((ids == tokenizer.unknown_id).sum()) if tokenizer.unknown_id is not None else 0
+                encoded = tokenizer.encode_pieces(group)
+                unknown += int((encoded.ids == tokenizer.unknown_id).sum()) if tokenizer.unknown_id is not None else 0
+                lost += encoded.lost
                 begins = np.array([piece.begins for piece in group])
-                starts.append(length + (np.cumsum(lengths) - lengths)[begins])
-                length += len(ids)
-                ids.tofile(file)
+                starts.append(length + (np.cumsum(encoded.lengths) - encoded.lengths)[begins])
+                length += len(encoded.ids)
+                encoded.ids.tofile(file)
+                counts.add(group, encoded, begun)
                 if progress is not None:
                     progress(name, size)
         if length == 0:
             raise ConfigError(f"data.source = {config.source}: no text for {name}; the corpus is too small to be split")
         documents = np.unique(np.concatenate(starts))  # a document without tokens begins where the next one does
         np.save(folder / f"{name}.documents.npy", documents[documents < length])
-        meta["splits"][name] = {"bytes": size, "words": 0 if reads_pictures(config) else words.words}
+        word_count = 0 if reads_pictures(config) else words.words
+        meta["splits"][name] = {"bytes": size, "words": word_count, **counts.dtypes}
+        total += size
     if unknown:
         meta["notes"].append(f"{unknown:,} tokens are the tokenizer's unknown token: it lacks some of the characters")
+    if lost:
+        meta["notes"].append(
+            f"{share(lost, total)} of the text does not come back from its tokens: {lost:,} of {total:,} bytes lie "
+            "under tokens that stand for another text; bits per byte count the bytes that were read"
+        )
     if config.tokenizer.startswith("bpe:") and tokenizer.vocab_size < int(config.tokenizer.removeprefix("bpe:")):
         meta["notes"].append(f"the text has pairs to merge for {tokenizer.vocab_size} tokens only")
     meta["notes"] += source.measured()
     return {**meta, "sha256": text_hash.hexdigest()}
 
 
-def read_split(source: Source, name: str, config: DataConfig) -> Iterator[Piece]:
+def share(part: int, whole: int) -> str:
+    """A share in per cent that is 0 or 100 % only where it is exactly that."""
+    per_cent = 100 * part / whole
+    rounded = f"{per_cent:.2f} %" if per_cent < 10 else f"{per_cent:.1f} %"
+    if part and float(rounded[:-2]) == 0:
+        return "less than 0.01 %"
+    return "more than 99.9 %" if part < whole and float(rounded[:-2]) == 100 else rounded
+
+
+class Counts:
+    """Writes, beside the tokens of a split, the bytes and the beginnings of words under each of them.
+
+    Bytes of pieces without a token belong to the next token, those at the end of the split to its last one. Nothing is
+    written where a token is a byte.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.dtypes: dict[str, str | None] = dict.fromkeys(COUNTS)
+        """Types of the files, once they are closed; None: there is none."""
+        self._paths = [folder / f"{split}.{kind}" for kind in COUNTS]
+        self._wide = [folder / f"{split}.{kind}.wide" for kind in COUNTS]
+        self._waiting = np.zeros(2, np.int64)
+        self._bytewise = False
+
+    def __enter__(self) -> Counts:
+        self._files = [path.open("w+b") for path in self._wide]
+        return self
+
+    def add(self, group: Sequence[Piece], encoded: Encoded, begun: Sequence[NDArray[np.int64]]) -> None:
+        """Pieces, what they were encoded to, and the places in each at which words begin."""
+        if encoded.covers is None:
+            self._bytewise = True
+            return
+        at = 0
+        for piece, length, words in zip(group, encoded.lengths.tolist(), begun, strict=True):
+            covers = encoded.covers[at : at + length]
+            at += length
+            if not length:
+                self._waiting += len(piece.text), len(words)
+                continue
+            ends = np.cumsum(covers)
+            under = np.bincount(np.searchsorted(ends, words, side="right"), minlength=length)
+            for file, numbers, more in zip(self._files, (covers, under), self._waiting, strict=True):
+                wide = numbers.astype(np.uint32)
+                wide[0] += more
+                wide.tofile(file)
+            self._waiting[:] = 0
+
+    def __exit__(self, *_: object) -> None:
+        for kind, path, wide, file, more in zip(
+            COUNTS, self._paths, self._wide, self._files, self._waiting.tolist(), strict=True
+        ):
+            if file.tell() >= 4 and more:
+                file.seek(-4, os.SEEK_END)
+                last = np.fromfile(file, np.uint32, 1) + np.uint32(more)
+                file.seek(-4, os.SEEK_END)
+                last.tofile(file)
+            file.close()
+            if not self._bytewise and wide.stat().st_size:
+                numbers = np.memmap(wide, np.uint32, "r")
+                dtype = np.min_scalar_type(numbers.max())
+                with path.open("wb") as narrow:
+                    for at in range(0, len(numbers), GROUP):
+                        numbers[at : at + GROUP].astype(dtype).tofile(narrow)
+                self.dtypes[kind] = dtype.name
+                del numbers
+            wide.unlink()
+
+
+def read_split(source: Source, name: str, config: DataConfig, border: Border) -> Iterator[Piece]:
     """The pieces of a split, at most `max_bytes` (`max_eval_bytes`) of them, documents split at the separator."""
     pieces = source.splits[name]()
     limits = [config.max_bytes, None if name == "train" else config.max_eval_bytes]
-    border = border_of(config, reads_text=not reads_bytes(config.tokenizer))
     for limit in filter(None, limits):
         pieces = take(pieces, 0, limit, border)
     if (separator := separator_of(config)) is not None:
@@ -298,14 +419,16 @@ class WordCounter:
         self.words = 0
         self._after_space = True
 
-    def read(self, piece: Piece) -> None:
-        """Count the words that begin in this piece."""
+    def read(self, piece: Piece) -> NDArray[np.int64]:
+        """Count the words that begin in this piece; the places of their first bytes are returned."""
         if not piece.text:
-            return
+            return np.empty(0, np.int64)
         space = self.SPACE[np.frombuffer(piece.text, np.uint8)]
         before = self._after_space or piece.begins
-        self.words += int((space[:-1] & ~space[1:]).sum()) + int(before and not space[0])
+        places = np.flatnonzero(~space & np.concatenate([[before], space[:-1]]))
+        self.words += len(places)
         self._after_space = bool(space[-1])
+        return places
 
 
 def flush(path: Path) -> None:

@@ -47,8 +47,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `split`, or its first `max_tokens` predictions -> one flat dict:
 
-    context, loss (nats per token), bits_per_token, bits_per_byte, perplexity (per token), word_perplexity (where the
-    split knows its words), tokens (scored), bytes (behind them), and codebook health as `SplitHealth.summary` has it.
+    context, loss (nats per token), bits_per_token, perplexity (per token), tokens (scored), bits_per_byte and bytes (of
+    the text under the scored tokens, where that is known), word_perplexity (where the split knows its words), and
+    codebook health as `SplitHealth.summary` has it.
 
     reset_documents: attention stops at document boundaries, as `data.document_boundaries: reset` trains it.
     progress(done, total) is called after every call of the model.
@@ -84,15 +85,16 @@ def evaluate(
 
 def _scores(nats: float, tokens: int, split: TokenFile) -> dict[str, float]:
     """What `nats` over `tokens` predictions amounts to: all tokens of the split but the first."""
-    text = split.bytes - len(split.tokenizer.decode_bytes(split.tokens[:1].tolist()))
-    scores = {
+    scores: dict[str, float] = {
         "loss": nats / tokens,
         "bits_per_token": nats / tokens / math.log(2),
-        "bits_per_byte": nats / math.log(2) / text if text else math.inf,
         "perplexity": _exp(nats / tokens),
         "tokens": tokens,
-        "bytes": text,
     }
+    if split.bytes is not None:
+        text = split.bytes - int(split.covered(0, 1).sum())
+        scores["bits_per_byte"] = nats / math.log(2) / text if text else math.inf
+        scores["bytes"] = text
     if split.words:
         scores["word_perplexity"] = _exp(nats / split.words)
     return scores

@@ -48,7 +48,8 @@ def bits_by_position(
 ) -> list[Bin]:
     """Score the first `max_texts` texts of `length` tokens in `split`; a rest at its end is left out.
 
-    progress(done, total) counts predictions.  Raises ValueError for sizes below 1 and a split that holds no such text.
+    progress(done, total) counts predictions.  Raises ValueError for sizes below 1, a split that holds no such text, and
+    tokens that came without their text.
     """
     for name, value in (("length", length), ("batch_size", batch_size), ("max_texts", max_texts)):
         if value is not None and value < 1:
@@ -57,6 +58,7 @@ def bits_by_position(
     if texts < 1:
         raise ValueError(f"length = {length:,}: {split.name} has {len(split):,} tokens, one more than that is needed")
     texts = min(texts, max_texts or texts)
+    read = split.covered(1, texts * length + 1).reshape(texts, length)
     tokens = np.asarray(split.tokens[: texts * length + 1]).astype(np.int64)
     inputs, labels = tokens[:-1].reshape(texts, length), tokens[1:].reshape(texts, length)
     nats = np.empty((texts, length))
@@ -74,7 +76,7 @@ def bits_by_position(
                 nats[rows, columns] = losses.double().cpu().numpy()
                 if progress is not None:
                     progress(rows.start * length + (rows.stop - rows.start) * min(start + piece, length), nats.size)
-    return [_bin(nats[:, a:b], labels[:, a:b], a, split) for a, b in bins(length)]
+    return [_bin(nats[:, a:b], read[:, a:b], a) for a, b in bins(length)]
 
 
 def bins(length: int) -> list[tuple[int, int]]:
@@ -86,9 +88,14 @@ def bins(length: int) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def _bin(nats: NDArray[np.float64], labels: NDArray[np.int64], start: int, split: TokenFile) -> Bin:
-    """nats, labels (N, P of the bin) -> the ratio of all bits and all bytes, its error by the delta method."""
-    read = np.array([max(1, len(split.tokenizer.decode_bytes(row.tolist()))) for row in labels], dtype=np.float64)
+def _bin(nats: NDArray[np.float64], covered: NDArray[np.int64], start: int) -> Bin:
+    """nats, covered (N, P of the bin) -> the ratio of all bits and all bytes, its error by the delta method.
+
+    A bin without any bytes has none: inf, nan.
+    """
+    read = covered.sum(1).astype(np.float64)
+    if not read.any():
+        return Bin(start, start + nats.shape[1], math.inf, math.nan)
     bits = nats.sum(1) / math.log(2)
     ratio = bits.sum() / read.sum()
     n = len(bits)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, load_config
 from transformer_vq.data import Batch, Corpus, check_lengths, load_tokenizer, prepare, stream_batch, window_batch
-from transformer_vq.data.tokenizers import Tokenizer
+from transformer_vq.data.tokenizers import FILE, Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.attention import VQAttention
 from transformer_vq.models.describe import describe
@@ -36,6 +36,7 @@ from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 TRAIN = "train"
 PROBED_RECORDS = 10  # one training record in so many holds `task_share`, a second backward pass, and the ranks
 ROWS = ("position", "segment", "draws")  # of a ModelState, one number a row
+BY_TOKEN = ("embedding.weight", "head.weight", "head.bias", "head_bias")  # tensors with a row for each token
 LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
 
 
@@ -48,6 +49,8 @@ class LanguageTask(Task):
         """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together."""
         self.config, self.device = config, device
         self.corpus: Corpus = prepare(config.data)
+        if any(file.bytes is None for file in self.corpus.splits.values()):
+            self.primary = "bits_per_token"
         self.streams = config.data.order == "streams"
         updates = config.train.updates_per_sequence
         resets = self.streams and config.data.document_boundaries == "reset"
@@ -129,12 +132,12 @@ class LanguageTask(Task):
         self.model.apply_codebook_statistics()
 
     def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
-        """loss_lm, and what it is per byte of the train split."""
+        """loss_lm, and what it is per byte of the train split, or per token where the text is not known."""
         file = self.corpus.splits[TRAIN]
-        return {
-            "loss_lm": losses["lm"],
-            "bits_per_byte": losses["lm"] / math.log(2) * len(file) / max(file.bytes, 1),
-        }
+        bits = losses["lm"] / math.log(2)
+        if file.bytes is None:
+            return {"loss_lm": losses["lm"], "bits_per_token": bits}
+        return {"loss_lm": losses["lm"], "bits_per_byte": bits * len(file) / max(file.bytes, 1)}
 
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """See `transformer_vq.evaluation.evaluate`; during training at most `eval.max_tokens`."""
@@ -183,8 +186,10 @@ class LanguageTask(Task):
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
         """Take every tensor whose name and shape are ours; a quantizer is taken whole, from one of its kind, or not.
 
+        Embedding and head are taken where the tokenizers are the same by content: else a row means another token.
         One with a `start_step` is not taken: it begins unquantized, and with a codebook from the keys of its start.
         """
+        same_tokens = _tokenizer_hash(run) == self.corpus.tokenizer.sha256
         theirs = load_config(run, [], RunConfig).model.layer_quantizers()
         ours = self.config.model.layer_quantizers()
         state = self.model.state_dict()
@@ -193,13 +198,16 @@ class LanguageTask(Task):
             mine = {name for name in (*state, *weights) if name.startswith(f"layers.{i}.quantizer.")}
             if a.kind != b.kind or not mine <= fits or getattr(b, "start_step", 0):
                 fits -= mine
+        if not same_tokens:
+            fits -= set(BY_TOKEN)
         taken = {name: tensor for name, tensor in weights.items() if name in fits}
         if not taken:
             raise ConfigError(f"train.init_from = {run}: no tensor there has the name and shape of one of this model's")
         self.model.load_state_dict(taken, strict=False)
         skipped = [name for name in weights if name not in taken]
         fresh = [name for name in state if name not in taken]
-        notes = [f"{len(taken)} tensors are taken"]
+        notes = [] if same_tokens else ["its tokenizer is another: embedding and head start fresh"]
+        notes += [f"{len(taken)} tensors are taken"]
         notes += [f"{len(fresh)} start fresh ({_some(fresh)})"] if fresh else []
         return [*notes, f"{len(skipped)} of that run are not used ({_some(skipped)})"] if skipped else notes
 
@@ -208,6 +216,14 @@ class LanguageTask(Task):
         from transformer_vq.evaluation.plots import write_plots
 
         write_plots(folder)
+
+    def check_resumes(self, folder: Path) -> None:
+        """The same tokenizer by content: a file or a name on the hub may have become another since."""
+        if _tokenizer_hash(folder) not in (None, self.corpus.tokenizer.sha256):
+            raise ConfigError(
+                f"data.tokenizer = {self.config.data.tokenizer}: is no longer the tokenizer that {folder} was trained "
+                f"with; data.tokenizer={folder / FILE} in a new run, or --overwrite"
+            )
 
     def begin(self, folder: Path) -> None:
         """The tokenizer belongs to the run."""
@@ -271,6 +287,11 @@ def _state(tensors: Mapping[str, Tensor], slot: str) -> ModelState:
     convolved = (f"{slot}inputs.{i}" for i in range(len(states)))
     inputs = tuple(tensors[name] for name in convolved if name in tensors)
     return ModelState(states, **{name: tensors[f"{slot}{name}"] for name in ROWS}, inputs=inputs)
+
+
+def _tokenizer_hash(run: Path) -> str | None:
+    """Identity of a run's tokenizer; None where it kept none."""
+    return load_tokenizer(run).sha256 if (run / FILE).is_file() else None
 
 
 def _some(names: list[str]) -> str:

@@ -109,6 +109,8 @@ def train(
                 return finished
             task = make_task(accelerator)
             new = overwrite or on_main(accelerator, folder.checkpoints.last) is None
+            if not new:
+                on_main(accelerator, lambda: task.check_resumes(folder.path))
             origin = warm_start(task, settings.init_from, accelerator) if new and settings.init_from else {}
             step, planned, damaged = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
             for complaint in damaged:

@@ -65,7 +65,7 @@ class Task(ABC):
 
     unit: ClassVar[str] = "tokens"
     """What `MicroBatch.units` counts."""
-    primary: ClassVar[str] = "loss"
+    primary: str = "loss"
     """The metric of `evaluate("valid")` that chooses the best checkpoint; lower is better."""
     splits: ClassVar[tuple[str, ...]] = ("valid", "test")
     """What is evaluated at the end; the first also during training."""
@@ -130,6 +130,9 @@ class Task(ABC):
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
         """Start the first player from another run's weights; returns what was taken and what was not."""
         raise NotImplementedError(f"{type(self).__name__} cannot start from another run")
+
+    def check_resumes(self, folder: Path) -> None:  # noqa: B027
+        """The run in `folder` is about to go on (main process).  Raises ConfigError where its past was another."""
 
     def begin(self, folder: Path) -> None:  # noqa: B027
         """The run begins or goes on: write what else belongs into its folder (main process)."""
