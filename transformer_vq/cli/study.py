@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -83,7 +84,8 @@ def report(source: Source, overrides: Overrides = None, json: Json = False) -> N
 
 
 def _show(loaded: Study, seconds: float | None, jobs: int, json: bool) -> None:
-    from transformer_vq.studies.run import check_jobs, duration, outline
+    from transformer_vq.studies.numbers import duration
+    from transformer_vq.studies.run import check_jobs, outline
 
     check_jobs(jobs)
     found = outline(loaded)
@@ -99,6 +101,12 @@ def _show(loaded: Study, seconds: float | None, jobs: int, json: bool) -> None:
     out.print()
     lines = {"question": found["question"]} if found["question"] else {}
     lines |= {"runs": f"{found['runs']}, of which {found['finished']} are finished"}
+    if found["bases"]:
+        lines["bases"] = f"{found['bases']} of them come first, and all others go on from those"
+    if gate := found["gate"]:
+        lines["gate"] = (
+            f"{gate['better']} must be better than {gate['than']} by {gate['by']:g}, or the study ends there"
+        )
     if found["tuning"]:
         lines["tuning"] = f"{found['tuning']} of them come first, and choose the settings of the others"
     if seconds is not None:
@@ -114,9 +122,12 @@ def _report(loaded: Study, out: Console, answer: dict[str, object] | None) -> No
     from transformer_vq.studies.words import verdict
 
     files = write_report(loaded)
-    sentences = verdict(collect(loaded))
+    results = collect(loaded)
+    sentences = verdict(results)
     if answer is not None:
-        print_json({**answer, "verdict": sentences, "files": [str(path) for path in files]})
+        gate = results.gate
+        judged = {} if gate is None else {"gate": {"held": gate.held, "difference": asdict(gate.gain)}}
+        print_json({**answer, **judged, "verdict": sentences, "files": [str(path) for path in files]})
         return
     for sentence in sentences:
         out.print(sentence, soft_wrap=True)

@@ -55,6 +55,9 @@ class OptimizationConfig(Settings):
     """The optimization, whatever is trained."""
 
     init_from: str | None = Field(None, description="RUN[@best|@last|@STEP]: start from the weights of another run")
+    init_quantizers: Literal["taken", "fresh"] = Field(
+        "taken", description="with init_from: taken: a quantizer of the same kind comes along | fresh: all start anew"
+    )
     steps: int = Field(400, ge=1, description="optimizer steps; may grow at --resume, of a finished run too")
     extend: Literal["continue", "restart"] = Field(
         "continue",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from transformer_vq.config.base import Settings
 
@@ -43,6 +43,38 @@ class Primary(Settings):
         min_length=1, description="factor: level, against the same combination with the baseline's levels"
     )
     metric: str | None = Field(None, description="one of `metrics`; null: the first")
+
+
+class GateConfig(Settings):
+    """A comparison that must hold before the other arms run."""
+
+    better: str = Field(min_length=1, description="the arm that must be better")
+    than: str = Field(min_length=1, description="the arm that it must be better than")
+    by: float = Field(
+        ge=0, allow_inf_nan=False, description="at least so much, as the mean of paired differences over seeds"
+    )
+    metric: str | None = Field(None, description="one of `metrics`; null: the main one")
+
+
+class EmergenceConfig(Settings):
+    """Where seeds learn or do not: when they do, instead of a mean of both kinds."""
+
+    metric: str = Field(min_length=1, description="of the evaluations during training, like accuracy")
+    at: float = Field(
+        allow_inf_nan=False, description="a run emerges at its first evaluation with a value this good or better"
+    )
+    better: Literal["min", "max"] | None = Field(None, description="null: as in `metrics`, max where it is not there")
+
+
+class BranchConfig(Settings):
+    """One base a seed is trained first, and every arm goes on from it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    settings: dict[str, Any] = Field(
+        {}, alias="from", description="dotted.key: value, what the base has beside the study's overrides"
+    )
+    steps: int = Field(ge=1, description="train.steps of the base; those of the arms count from there")
 
 
 class EngineConfig(Settings):
@@ -110,6 +142,15 @@ class StudyConfig(Settings):
         {}, description="dotted.key: values; every arm gets the same grid and keeps its best"
     )
     tune_seeds: Seeds = Field([], description="seeds of the tuning runs, none of them in `seeds`")
+    gate: GateConfig | None = Field(
+        None, description="{better: arm, than: arm, by: size}: runs first; where it does not hold, the study ends there"
+    )
+    emergence: EmergenceConfig | None = Field(
+        None, description="{metric: accuracy, at: 0.9}: report when runs get there, beside the means"
+    )
+    branch: BranchConfig | None = Field(
+        None, description="{from: {key: value}, steps: N}: a base a seed, from which all arms go on; null: from scratch"
+    )
     figures: list[FigureConfig] = Field([], description="line plots beside the standard figures")
     engine: EngineConfig = EngineConfig()
 
@@ -138,6 +179,8 @@ class StudyConfig(Settings):
             raise ValueError("tune_seeds: is empty; tuning needs seeds of its own")
         if set(self.seeds) & set(self.tune_seeds):
             raise ValueError(f"tune_seeds = {self.tune_seeds}: must share none with seeds, which are kept fresh")
+        if self.gate is not None and self.gate.metric not in (None, *self.metrics):
+            raise ValueError(f"gate.metric = {self.gate.metric}: must be one of metrics: {', '.join(self.metrics)}")
         if self.main_metric not in self.metrics:
             raise ValueError(f"primary.metric = {self.main_metric}: must be one of metrics: {', '.join(self.metrics)}")
         return self

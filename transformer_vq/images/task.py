@@ -194,7 +194,8 @@ class ImageTask(Task):
         state = self.model.state_dict()
         fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
         quantizer = {name for name in (*state, *weights) if name.startswith("quantizer.")}
-        if theirs.kind != ours.kind or not quantizer <= fits or bool(getattr(ours, "start_step", 0)):
+        fresh = self.config.train.init_quantizers == "fresh" or bool(getattr(ours, "start_step", 0))
+        if fresh or theirs.kind != ours.kind or not quantizer <= fits:
             fits -= quantizer
         taken = {name: tensor for name, tensor in weights.items() if name in fits}
         if not taken:

@@ -23,7 +23,17 @@ from transformer_vq.config.load import difference, read_yaml
 from transformer_vq.config.study import StudyConfig
 from transformer_vq.files import lock, read_text, write_text
 
-FIXED = ("base", "design", "baseline", "against", "primary", "split", "equivalence")  # once the first run has started
+FIXED = (
+    "base",
+    "design",
+    "baseline",
+    "against",
+    "primary",
+    "split",
+    "equivalence",
+    "gate",
+    "branch",
+)  # once the first run has started
 RESULTS = ("done", "diverged")  # anything else is tried again
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -68,6 +69,8 @@ def digest(settings: Settings) -> str:
     tree.get("data", {}).pop("cache", None)
     if not tree.get("data", True):
         del tree["data"]
+    if match := re.fullmatch(r".*-([0-9a-f]{12})(@\w+)?", tree.get("train", {}).get("init_from") or ""):
+        tree["train"]["init_from"] = match[1] + (match[2] or "")  # a run of a study, wherever the study's folder is
     text = json.dumps(tree, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -31,3 +31,10 @@ def mean_text(interval: Interval) -> str:
         return f"{interval.mean:.4g}"
     digits = max(decimals(half) - 1, 0) if half else decimals(interval.mean)
     return f"{interval.mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

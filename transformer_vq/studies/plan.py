@@ -21,12 +21,16 @@ from typing import Any, Literal
 from transformer_vq.config import ConfigError, Settings, validate
 from transformer_vq.config.load import parse_override, read_config, set_key
 from transformer_vq.config.study import StudyConfig
+from transformer_vq.studies.branch import branched
+from transformer_vq.studies.checks import check_branch, check_emergence, check_gate
 from transformer_vq.studies.design import Arm, Design, grid_size, label, make_design, short_names
 from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, load, steps_for_tokens
 
 MANY = 1000  # more runs than this want to be asked for
 DOTTED = ("overrides", "factors", "tune")  # blocks of the study whose keys are dotted themselves
-Stage = Literal["tune", "final"]
+Stage = Literal["base", "tune", "final"]
+BASE_SEEDS = 2**40  # the base of seed s is trained with seed s + this: its batches are not those of the arms
+BASE = "base"  # the name of what a branch goes on from, in tables of runs
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Run:
     folder: Path
     command: str
     """What does the same by hand."""
+    base: Run | None = None
+    """The run that it goes on from, in a study with a branch."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,16 @@ class Study:
         """Where the study writes."""
         return Path(self.settings.run_dir)
 
+    def base_runs(self) -> list[Run]:
+        """The runs that all others go on from, one a seed; none without a branch."""
+        branch = self.settings.branch
+        if branch is None:
+            return []
+        changes = {**self.settings.overrides, **branch.settings, "train.steps": branch.steps}
+        settings = _settle(self.tree, changes, self.kind)
+        seeds = [*(self.settings.tune_seeds if self.settings.tune else []), *self.settings.seeds]
+        return [self._run(BASE, seed, "base", {}, changes, settings, None) for seed in seeds]
+
     def tuning_runs(self) -> list[Run]:
         """All runs of the tuning stage; none where nothing is tuned."""
         if not self.settings.tune:
@@ -79,9 +95,9 @@ class Study:
         return self._runs([(arm, tuned) for arm, tuned in arms if tuned is not None], self.settings.seeds, "final")
 
     def size(self) -> int:
-        """Runs of both stages, at most: some may share a configuration."""
+        """Runs of all stages, at most: some may share a configuration."""
         tuning = sum(map(len, self.grids.values())) * len(self.settings.tune_seeds) if self.settings.tune else 0
-        return tuning + len(self.design.arms) * len(self.settings.seeds)
+        return len(self.base_runs()) + tuning + len(self.design.arms) * len(self.settings.seeds)
 
     def _runs(self, chosen: Iterable[tuple[Arm, dict[str, Any]]], seeds: Sequence[int], stage: Stage) -> list[Run]:
         """Seed by seed, so that a study that is cut short has the same seeds of every arm."""
@@ -91,26 +107,38 @@ class Study:
             if arm.name in self.steps:
                 changes["train.steps"] = self.steps[arm.name]
             prepared.append((arm, tuned, changes, _settle(self.tree, changes, self.kind)))
+        bases = {run.seed: run for run in self.base_runs()}
         return [
-            self._run(arm, seed, stage, tuned, changes, settings)
+            self._run(arm.name, seed, stage, tuned, changes, settings, bases.get(seed))
             for seed in seeds
             for arm, tuned, changes, settings in prepared
         ]
 
     def _run(
-        self, arm: Arm, seed: int, stage: Stage, tuned: dict[str, Any], changes: dict[str, Any], settings: Settings
+        self,
+        arm: str,
+        seed: int,
+        stage: Stage,
+        tuned: dict[str, Any],
+        changes: dict[str, Any],
+        settings: Settings,
+        base: Run | None,
     ) -> Run:
-        settings = settings.model_copy(update={"seed": seed})
+        drawn = seed + BASE_SEEDS if stage == "base" else seed
+        settings = settings.model_copy(update={"seed": drawn})
+        if base is not None:
+            settings, added = branched(settings, base.folder)
+            changes = {**changes, **added}
         content = digest(settings)
         known = sorted(self.folder.glob(f"*-{content}"))
-        words = [arm.name, *(f"{name}={label(tuned[key])}" for key, name in short_names(tuned).items()), f"seed{seed}"]
+        words = [arm, *(f"{name}={label(tuned[key])}" for key, name in short_names(tuned).items()), f"seed{seed}"]
         folder = known[0] if known else self.folder / f"{_slug(' '.join(words))}-{content}"
         settings = settings.model_copy(update={"run_dir": str(folder)})
-        changes = {**changes, "seed": seed, "run_dir": str(folder)}
+        changes = {**changes, "seed": drawn, "run_dir": str(folder)}
         overrides = " ".join(shlex.quote(f"{key}={_written(value)}") for key, value in changes.items())
         program = f"transformer-vq {self.kind.command}" if self.kind.command else f"(within study {self.name})"
         command = f"{program} {shlex.quote(self.settings.base)} {overrides}"
-        return Run(arm.name, seed, stage, tuned, settings, content, folder, command)
+        return Run(arm, seed, stage, tuned, settings, content, folder, command, base)
 
 
 def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = False) -> Study:
@@ -126,6 +154,9 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
     base = _settle(tree, settings.overrides, kind)
     layers = base.model.layers if hasattr(base, "model") else None
     design = make_design(settings, layers)
+    check_gate(settings, design)
+    if settings.branch is not None and not hasattr(base, "model"):
+        raise ConfigError("branch: is for language models, with or without recall")
     grids = {arm.name: _tuning_grid(settings, arm, tree, kind) for arm in design.arms}
     for key in settings.tune:
         if not any(key in tuned for grid in grids.values() for tuned in grid):
@@ -134,6 +165,11 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
     study = Study(Path(source).stem, str(source), settings, kind, design, tree, grids, steps)
     _few_enough(study.size(), many)
     runs = [*study.final_runs({arm.name: {} for arm in design.arms}), *study.tuning_runs()]
+    arms = {run.arm: run.settings for run in runs}
+    check_emergence(settings, arms)
+    if settings.branch is not None:
+        check_branch(study.base_runs()[0].settings, arms)
+        runs += study.base_runs()[:1]
     if kind.check_names is not None:
         for model in {run.arm: run.settings.model for run in runs}.values():  # type: ignore[attr-defined]
             load(kind.check_names)(model)
@@ -145,7 +181,9 @@ def _read(source: str | Path, overrides: Sequence[str]) -> StudyConfig:
     tree = read_config(source)
     for key, value in map(parse_override, overrides):
         block, _, dotted = key.partition(".")
-        if dotted and block in DOTTED and isinstance(tree.get(block, {}), dict):
+        if key.startswith("branch.from.") and isinstance(tree.get("branch"), dict):
+            tree["branch"].setdefault("from", {})[key.removeprefix("branch.from.")] = value
+        elif dotted and block in DOTTED and isinstance(tree.get(block, {}), dict):
             tree.setdefault(block, {})[dotted] = value
         else:
             set_key(tree, key, value)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from transformer_vq.evaluation.plots import save_figure, unknown_letters
 from transformer_vq.files import write, write_text, writing
 from transformer_vq.studies import figures
+from transformer_vq.studies.emergence import emergence
 from transformer_vq.studies.folder import check_identity
 from transformer_vq.studies.markdown import Verbatim, clean, code, escape, fence
 from transformer_vq.studies.plan import Study
@@ -92,6 +93,14 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for i, figure in enumerate(settings.figures):
         caption = f"{figure.y} against {figure.x}: means over seeds with 95 % t intervals, uncorrected."
         wanted[f"figure-{i}"] = (caption, figures.lines(results, figure))
+    wanted["emergence"] = (
+        f"Share of seeds that have emerged, {settings.emergence.metric} at {settings.emergence.at:g} on the "
+        f"{settings.tune_split} split, Kaplan–Meier; known to the step of an evaluation. A tick: a seed that had not "
+        "by the end. Lines are set a little apart."
+        if settings.emergence
+        else "",
+        figures.emerged(emergence(results)),
+    )
     most = f" The {figures.MOST_LINES} foremost arms." if len(results.arms) > figures.MOST_LINES else ""
     wanted |= {
         "curves": (

@@ -13,9 +13,10 @@ import pandas as pd
 from transformer_vq.evaluation.plots import read_metrics
 from transformer_vq.studies.design import label, short_names
 from transformer_vq.studies.folder import read_status
+from transformer_vq.studies.gate import Verdict, judge
 from transformer_vq.studies.markdown import clean
+from transformer_vq.studies.outcomes import choose, flat, metric_of, read_summary, state_of
 from transformer_vq.studies.plan import Run, Study
-from transformer_vq.studies.run import choose, flat, metric_of, read_summary, state_of
 from transformer_vq.studies.statistics import (
     Interval,
     Paired,
@@ -55,11 +56,13 @@ class Results:
     """Everything that a report shows."""
 
     study: Study
+    bases: list[Run]
     tuning: list[Run]
     final: list[Run]
     chosen: dict[str, dict[str, Any] | None]
     """Tuned values by arm."""
     comparisons: list[Comparison]
+    gate: Verdict | None = None
 
     @property
     def arms(self) -> list[str]:
@@ -89,7 +92,15 @@ def collect(study: Study) -> Results:
     tuning = study.tuning_runs()
     chosen = choose(study, tuning)
     final = study.final_runs(chosen)
-    return Results(study, tuning, final, chosen, _compare(study, final))
+    return Results(
+        study,
+        study.base_runs(),
+        tuning,
+        final,
+        chosen,
+        _compare(study, final),
+        None if study.settings.gate is None else judge(study),
+    )
 
 
 def _values(study: Study, runs: Iterable[Run], arm: str, metric: str) -> dict[int, float]:
@@ -149,12 +160,12 @@ def table(results: Results) -> pd.DataFrame:
     factors = short_names(dict.fromkeys(key for arm in study.design.arms for key in arm.levels))
     tuned = short_names(study.settings.tune)
     rows = []
-    for run in [*results.tuning, *results.final]:
+    for run in [*results.bases, *results.tuning, *results.final]:
         status = read_status(run.folder)
         summary = flat(read_summary(run.folder))
         if "seconds" in summary:
             summary["training_seconds"] = summary.pop("seconds")
-        levels = study.design.arm(run.arm).levels
+        levels = {} if run.stage == "base" else study.design.arm(run.arm).levels
         rows.append(
             {
                 "arm": run.arm,
@@ -227,7 +238,7 @@ def health(results: Results, arm: str) -> dict[str, dict[int, float]]:
 def failures(results: Results) -> list[dict[str, Any]]:
     """Runs that have started and given no number, with what is known about them."""
     rows = []
-    for run in [*results.tuning, *results.final]:
+    for run in [*results.bases, *results.tuning, *results.final]:
         status = read_status(run.folder)
         state = status["state"]
         split = results.study.settings.tune_split if run.stage == "tune" else results.study.settings.split

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,10 @@ from transformer_vq.config.load import read_yaml
 from transformer_vq.studies.engines import ENGINES
 from transformer_vq.studies.execute import Job
 from transformer_vq.studies.folder import RESULTS, read_status, study_folder
+from transformer_vq.studies.gate import judge
 from transformer_vq.studies.kinds import digest
+from transformer_vq.studies.numbers import duration
+from transformer_vq.studies.outcomes import choose, metric_of, state_of, unique
 from transformer_vq.studies.plan import Run, Study
 
 Say = Callable[[str], None]
@@ -25,22 +25,44 @@ Say = Callable[[str], None]
 def run_study(study: Study, at_once: int = 1, engine: str = "local", say: Say = print) -> dict[str, int]:
     """Run what is not finished; returns how many runs there are by state.
 
-    Finished and diverged runs are results and stay; interrupted and killed ones go on from their last checkpoint;
-    failed ones are tried again. Raises ConfigError before anything runs: another study in the folder, or in use.
+    Bases of a branch come first, then a gate's arms, and the others only where the gate holds. Finished and diverged
+    runs are results and stay; interrupted and killed ones go on from their last checkpoint; failed ones are tried
+    again. Raises ConfigError before anything runs: another study in the folder, or in use.
     """
     check_jobs(at_once)
     if engine not in ENGINES:
         raise ConfigError(f"--engine = {engine}: must be {', '.join(ENGINES)}")
-    with study_folder(study.settings):
-        tuning = study.tuning_runs()
+    arms = [arm.name for arm in study.design.arms]
+    gate = study.settings.gate
+
+    def stages(of: Collection[str]) -> None:
+        """Tuning, then the runs that are compared, of these arms."""
+        tuning = [run for run in study.tuning_runs() if run.arm in of]
         if tuning:
             _execute(study, tuning, at_once, engine, say, "tuning")
-        chosen = choose(study, tuning)
-        for arm in [name for name, values in chosen.items() if values is None] if tuning else []:
+        chosen = choose(study, study.tuning_runs())
+        for arm in [name for name, values in chosen.items() if values is None and name in of] if tuning else []:
             say(f"{arm}: no tuned value finished with every seed; left out of the comparison")
-        final = study.final_runs(chosen)
-        _execute(study, final, at_once, engine, say, "runs")
-    states = [state_of(run) for run in unique([*tuning, *final])]
+        final = [run for run in study.final_runs(chosen) if run.arm in of]
+        _execute(study, final, at_once, engine, say, "runs" if len(of) == len(arms) else "gate")
+
+    with study_folder(study.settings):
+        if study.settings.branch is not None:
+            _execute(study, study.base_runs(), at_once, engine, say, "bases")
+        if gate is not None:
+            stages({gate.better, gate.than})
+            verdict = judge(study)
+            say(verdict.sentence())
+            if not verdict.held:
+                return _states(study)
+        stages(arms)
+    return _states(study)
+
+
+def _states(study: Study) -> dict[str, int]:
+    """How many runs there are by state."""
+    runs = [*study.base_runs(), *study.tuning_runs(), *study.final_runs(choose(study, study.tuning_runs()))]
+    states = [state_of(run) for run in unique(runs)]
     return {state: states.count(state) for state in dict.fromkeys(states)}
 
 
@@ -50,33 +72,12 @@ def check_jobs(at_once: int) -> None:
         raise ConfigError(f"--jobs = {at_once}: must be at least 1")
 
 
-def choose(study: Study, tuning: list[Run]) -> dict[str, dict[str, Any] | None]:
-    """By arm: the tuned values with the best mean of the main metric on the tuning split.
-
-    Values with a run that diverged, or has no such number, are out; None where nothing is left, or runs are missing.
-    """
-    metric = study.settings.main_metric
-    sign = 1 if study.settings.metrics[metric] == "min" else -1
-    chosen: dict[str, dict[str, Any] | None] = {}
-    for arm in study.design.arms:
-        best, chosen[arm.name] = math.inf, None
-        mine = [run for run in tuning if run.arm == arm.name]
-        if any(state_of(run) not in RESULTS for run in mine):
-            continue
-        for tuned in study.grids[arm.name] if mine else []:
-            values = [metric_of(run, study.settings.tune_split, metric) for run in mine if run.tuned == tuned]
-            mean = sign * sum(values) / len(values)
-            if mean < best:  # NaN is not
-                best, chosen[arm.name] = mean, tuned
-    return chosen
-
-
 def expected_runs(study: Study) -> list[Run]:
-    """All runs of both stages; where tuning has not chosen yet, with the first of the tuned values."""
+    """All runs of all stages; where tuning has not chosen yet, with the first of the tuned values."""
     tuning = study.tuning_runs()
     chosen = choose(study, tuning)
     guess = {arm: values or study.grids[arm][0] for arm, values in chosen.items()} if tuning else chosen
-    return [*tuning, *study.final_runs(guess)]
+    return [*study.base_runs(), *tuning, *study.final_runs(guess)]
 
 
 def outline(study: Study) -> dict[str, Any]:
@@ -92,48 +93,14 @@ def outline(study: Study) -> dict[str, Any]:
         arms.append({"name": arm.name, "runs": len(mine), "finished": done, "reference": reference, "primary": primary})
     return {
         "question": study.settings.question,
+        "gate": None if study.settings.gate is None else study.settings.gate.model_dump(),
+        "bases": len(study.base_runs()),
         "folder": str(study.folder),
         "arms": arms,
         "runs": len(unique(runs)),
         "tuning": len(unique([run for run in runs if run.stage == "tune"])),
         "finished": len(finished),
     }
-
-
-def state_of(run: Run) -> str:
-    """done, diverged, out_of_memory, failed, interrupted, killed, running or waiting."""
-    return str(read_status(run.folder)["state"])
-
-
-def metric_of(run: Run, split: str, metric: str) -> float:
-    """A number of a run's summary, `layers/usage` being the mean of `layer0/usage`, …; NaN where it has none."""
-    numbers = flat(read_summary(run.folder).get(split, {}))
-    if metric.startswith("layers/"):
-        of_layers = [v for k, v in numbers.items() if re.fullmatch(r"layer\d+" + re.escape(metric[6:]), k)]
-        return sum(of_layers) / len(of_layers) if of_layers else math.nan
-    return float(numbers.get(metric, math.nan))
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested dicts as `a/b/c`."""
-    numbers: dict[str, float] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[prefix + str(key)] = value
-    return numbers
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """A run's final numbers; {} before it has any."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def unique(runs: list[Run]) -> list[Run]:
-    """One run of each configuration, in order."""
-    return list({run.digest: run for run in reversed(runs)}.values())[::-1]
 
 
 def job_of(run: Run, study: Study) -> Job:
@@ -154,7 +121,12 @@ def _execute(study: Study, runs: list[Run], at_once: int, engine: str, say: Say,
     for run in runs:
         _same_configuration(run)
     todo = [run for run in runs if state_of(run) not in RESULTS]
-    say(f"{what}: {len(runs)}, of which {len(runs) - len(todo)} are finished")
+    stuck = [run for run in todo if run.base is not None and state_of(run.base) != "done"]
+    todo = [run for run in todo if run not in stuck]
+    if stuck:
+        seeds = ", ".join(sorted({str(run.seed) for run in stuck}, key=int))
+        say(f"{what}: {len(stuck)} cannot start, for the base of seed {seeds} has not finished")
+    say(f"{what}: {len(runs)}, of which {len(runs) - len(todo) - len(stuck)} are finished")
     if not todo:
         return
     for run in todo:
@@ -187,10 +159,3 @@ def _stored(path: Path, settings: Settings) -> Settings:
     if "model" in tree and getattr(settings, "model").vocab_size is None:  # noqa: B009  # filled in from the tokenizer
         tree["model"]["vocab_size"] = None
     return validate(tree, type(settings))
-
-
-def duration(seconds: float) -> str:
-    """A time in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

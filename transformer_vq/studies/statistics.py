@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from statsmodels.duration.survfunc import SurvfuncRight, survdiff
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
@@ -119,6 +120,50 @@ def holm(p_values: Sequence[float]) -> list[float]:
     if known.any():
         corrected[known] = multipletests(corrected[known], method="holm")[1]
     return corrected.tolist()
+
+
+@dataclass(frozen=True)
+class Survival:
+    """Kaplan–Meier: the share that has not had the event after each of `times`, with a pointwise 95 % band."""
+
+    times: Floats
+    share: Floats
+    low: Floats
+    high: Floats
+    median: float
+    """The first time at which half or more have had it; NaN where that never comes."""
+
+
+def survival(times: Sequence[float], happened: Sequence[bool]) -> Survival:
+    """Kaplan–Meier estimate; where the event has not `happened`, the time is when watching ended.
+
+    The band is Greenwood's on the log-log scale; it is not known where nobody or everybody has had the event.
+    """
+    if not any(happened):
+        empty = np.empty(0)
+        return Survival(empty, empty, empty, empty, math.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = SurvfuncRight(np.asarray(times, dtype=float), np.asarray(happened, dtype=int))
+        share = np.asarray(found.surv_prob, dtype=float)
+        spread = 1.959964 * np.asarray(found.surv_prob_se) / (share * np.log(share))
+        low, high = share ** np.exp(-spread), share ** np.exp(spread)
+    half = np.flatnonzero(share <= 0.5 + 1e-12)
+    reached = np.asarray(found.surv_times, dtype=float)
+    return Survival(reached, share, low, high, float(reached[half[0]]) if half.size else math.nan)
+
+
+def log_rank(times: Sequence[float], happened: Sequence[bool], group: Sequence[int]) -> float:
+    """p-value of the log-rank test that the groups have the event alike.
+
+    NaN where a group is empty or nobody has had it; 1 where all that had it had it at once.
+    """
+    if len(set(group)) < 2 or not any(happened):
+        return math.nan
+    try:
+        _, p = survdiff(np.asarray(times, dtype=float), np.asarray(happened, dtype=int), np.asarray(group))
+    except np.linalg.LinAlgError:  # no time at which it could have gone otherwise
+        return 1.0
+    return float(p)
 
 
 def equivalent(difference: Interval, delta: float) -> bool:

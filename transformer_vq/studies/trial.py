@@ -17,8 +17,9 @@ from transformer_vq.config import ConfigError
 from transformer_vq.studies.engines import local
 from transformer_vq.studies.execute import Job
 from transformer_vq.studies.folder import RESULTS, read_status
+from transformer_vq.studies.outcomes import state_of, unique
 from transformer_vq.studies.plan import Run, Study
-from transformer_vq.studies.run import expected_runs, job_of, state_of, unique
+from transformer_vq.studies.run import expected_runs, job_of
 
 ARMS = 4  # arms that are tried; the others are taken to cost the mean of those
 FEW, MORE = 2, 10  # steps of the runs that are compared
@@ -70,10 +71,11 @@ def _try(study: Study, run: Run) -> float:
 
 def _short(study: Study, run: Run, folder: Path, steps: int, evaluate: int | None) -> Job:
     settings = run.settings
+    shorter = {"steps": steps} | ({"init_from": None} if run.base else {})  # there is no base yet, and it costs nothing
     settings = settings.model_copy(
         update={
             "run_dir": str(folder),
-            "train": settings.train.model_copy(update={"steps": steps}),  # type: ignore[attr-defined]
+            "train": settings.train.model_copy(update=shorter),  # type: ignore[attr-defined]
             "eval": settings.eval.model_copy(update={"every": evaluate}),  # type: ignore[attr-defined]
             "checkpoint": settings.checkpoint.model_copy(update={"every": None}),  # type: ignore[attr-defined]
         }

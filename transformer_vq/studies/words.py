@@ -11,10 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from transformer_vq.studies.design import label, short_names
+from transformer_vq.studies.emergence import emergence
 from transformer_vq.studies.folder import RESULTS, read_status
-from transformer_vq.studies.numbers import decimals, mean_text, p_text, signed
+from transformer_vq.studies.numbers import decimals, duration, mean_text, p_text, signed
+from transformer_vq.studies.outcomes import metric_of, state_of, unique
+from transformer_vq.studies.plan import Study
 from transformer_vq.studies.results import Comparison, Results, failures, row_names
-from transformer_vq.studies.run import duration, metric_of, state_of, unique
 
 SIGNIFICANT = 0.05
 
@@ -22,17 +24,22 @@ SIGNIFICANT = 0.05
 def describe(results: Results) -> dict[str, Any]:
     """All words and tables of a report, formatted."""
     study, settings = results.study, results.study.settings
-    runs = unique([*results.tuning, *results.final])
+    runs = unique([*results.bases, *results.tuning, *results.final])
     states = Counter(state_of(run) for run in runs)
     statuses = [read_status(run.folder) for run in runs]
     seconds = sum(status.get("seconds") or 0 for status in statuses)
+    missing = sum(n for state, n in states.items() if state not in RESULTS)
+    closed = results.gate is not None and results.gate.held is False
     return {
         "title": settings.question or f"Study {study.name}",
         "notes": settings.notes,
         "name": study.name,
         "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "states": states,
-        "missing": sum(n for state, n in states.items() if state not in RESULTS),
+        "missing": 0 if closed else missing,
+        "closed": missing if closed else None,
+        "branch": _branch(study),
+        "emergence": emergence_rows(results),
         "runs": len(runs),
         "computed": duration(seconds),
         "verdict": verdict(results),
@@ -64,7 +71,19 @@ def describe(results: Results) -> dict[str, Any]:
 
 
 def verdict(results: Results) -> list[str]:
-    """The answer to the primary comparison in sentences; what is missing for one where there is none."""
+    """The answer to the primary comparison in sentences; what is missing for one where there is none.
+
+    A gate's outcome comes first, and is all there is where it does not hold.
+    """
+    if results.gate is None:
+        return _primary_verdict(results)
+    said = [results.gate.sentence()]
+    if results.gate.held:
+        return [*said, *_primary_verdict(results)]
+    return said if results.gate.held is None else [*said, "The study ends here; its other arms were not run."]
+
+
+def _primary_verdict(results: Results) -> list[str]:
     c, settings = results.primary, results.study.settings
     if c is None:
         return ["No primary comparison was named beforehand: everything below is exploratory."]
@@ -118,6 +137,16 @@ def _design(results: Results) -> list[tuple[str, str]]:
     )
     c = study.design
     rows.append(("primary comparison", f"{c.primary} against {c.references[c.primary]}" if c.primary else "none named"))
+    if settings.gate is not None:
+        gate = settings.gate
+        rows.append(
+            ("gate", f"{gate.better} better than {gate.than} by {gate.by:g} in {gate.metric or settings.main_metric}")
+        )
+    if settings.branch is not None:
+        changes = ", ".join(f"{k}={label(v)}" for k, v in settings.branch.settings.items())
+        rows.append(
+            ("branch", f"from a base a seed, {settings.branch.steps:,} steps{f' with {changes}' if changes else ''}")
+        )
     rows += [("equivalence", f"δ = {settings.equivalence:g}")] if settings.equivalence else []
     for key, values in settings.tune.items():
         rows.append((f"tuned {key}", ", ".join(map(label, values))))
@@ -126,6 +155,42 @@ def _design(results: Results) -> list[tuple[str, str]]:
         how = f"by mean {settings.tune_split} {settings.main_metric} over seeds {seeds}"
         rows.append(("tuning", f"each arm over the same grid, {how}"))
     return rows
+
+
+def _branch(study: Study) -> str | None:
+    """What a reader must know of a study whose arms do not start from scratch."""
+    branch = study.settings.branch
+    if branch is None:
+        return None
+    steps = sorted({run.settings.train.steps for run in study.final_runs({arm.name: {} for arm in study.design.arms})})  # type: ignore[attr-defined]
+    span = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
+    return (
+        f"Late training: every arm goes on for {span} steps from one base a seed, trained for {branch.steps:,}, with "
+        "the same batches and codebooks of its own. Arms are paired by base. How an arm would do from scratch, this "
+        "does not say."
+    )
+
+
+def emergence_rows(results: Results) -> dict[str, Any] | None:
+    """By arm: how many seeds emerged, when, how good those are, and the test against the reference; None without."""
+    wanted = results.study.settings.emergence
+    if wanted is None:
+        return None
+    found = emergence(results)
+    rows = [
+        {
+            "arm": row.arm,
+            "emerged": f"{row.emerged}/{len(row.arrivals)}",
+            "median": "-" if math.isnan(row.survival.median) else f"{row.survival.median:,.0f}",
+            "given": mean_text(row.given),
+            "reference": row.reference or "-",
+            "p": p_text(row.p).removeprefix("p ").removeprefix("= "),
+            "corrected": p_text(row.p_corrected).removeprefix("p ").removeprefix("= "),
+        }
+        for row in found
+    ]
+    unit = found[0].unit if found else "step"
+    return {"metric": wanted.metric, "at": f"{wanted.at:g}", "unit": unit.removesuffix("s") + "s", "rows": rows}
 
 
 def _arm(results: Results, arm: str) -> dict[str, Any]:

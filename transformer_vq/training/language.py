@@ -30,13 +30,12 @@ from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
 from transformer_vq.training.loop import train
-from transformer_vq.training.origin import find_checkpoint
+from transformer_vq.training.origin import find_checkpoint, take_weights, tokenizer_hash
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
 PROBED_RECORDS = 10  # one training record in so many holds `task_share`, a second backward pass, and the ranks
 ROWS = ("position", "segment", "draws")  # of a ModelState, one number a row
-BY_TOKEN = ("embedding.weight", "head.weight", "head.bias", "head_bias")  # tensors with a row for each token
 LAYER_STATES = {kind.__name__: kind for kind in (AttentionState, FullState)}
 
 
@@ -184,32 +183,10 @@ class LanguageTask(Task):
             self.states[slot] = _state(on_device, f"{slot}.")
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
-        """Take every tensor whose name and shape are ours; a quantizer is taken whole, from one of its kind, or not.
-
-        Embedding and head are taken where the tokenizers are the same by content: else a row means another token.
-        One with a `start_step` is not taken: it begins unquantized, and with a codebook from the keys of its start.
-        """
-        same_tokens = _tokenizer_hash(run) == self.corpus.tokenizer.sha256
+        """As `take_weights` does it: embedding and head come along from a run of the same tokenizer."""
         theirs = load_config(run, [], RunConfig).model.layer_quantizers()
-        ours = self.config.model.layer_quantizers()
-        state = self.model.state_dict()
-        fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
-        for i, (a, b) in enumerate(zip(theirs, ours, strict=False)):
-            mine = {name for name in (*state, *weights) if name.startswith(f"layers.{i}.quantizer.")}
-            if a.kind != b.kind or not mine <= fits or getattr(b, "start_step", 0):
-                fits -= mine
-        if not same_tokens:
-            fits -= set(BY_TOKEN)
-        taken = {name: tensor for name, tensor in weights.items() if name in fits}
-        if not taken:
-            raise ConfigError(f"train.init_from = {run}: no tensor there has the name and shape of one of this model's")
-        self.model.load_state_dict(taken, strict=False)
-        skipped = [name for name in weights if name not in taken]
-        fresh = [name for name in state if name not in taken]
-        notes = [] if same_tokens else ["its tokenizer is another: embedding and head start fresh"]
-        notes += [f"{len(taken)} tensors are taken"]
-        notes += [f"{len(fresh)} start fresh ({_some(fresh)})"] if fresh else []
-        return [*notes, f"{len(skipped)} of that run are not used ({_some(skipped)})"] if skipped else notes
+        ours, fresh = self.config.model.layer_quantizers(), self.config.train.init_quantizers == "fresh"
+        return take_weights(self.model, weights, ours, theirs, run, fresh, self.corpus.tokenizer)
 
     def finish(self, folder: Path) -> None:
         """Pictures of the run."""
@@ -219,7 +196,7 @@ class LanguageTask(Task):
 
     def check_resumes(self, folder: Path) -> None:
         """The same tokenizer by content: a file or a name on the hub may have become another since."""
-        if _tokenizer_hash(folder) not in (None, self.corpus.tokenizer.sha256):
+        if tokenizer_hash(folder) not in (None, self.corpus.tokenizer.sha256):
             raise ConfigError(
                 f"data.tokenizer = {self.config.data.tokenizer}: is no longer the tokenizer that {folder} was trained "
                 f"with; data.tokenizer={folder / FILE} in a new run, or --overwrite"
@@ -287,12 +264,3 @@ def _state(tensors: Mapping[str, Tensor], slot: str) -> ModelState:
     convolved = (f"{slot}inputs.{i}" for i in range(len(states)))
     inputs = tuple(tensors[name] for name in convolved if name in tensors)
     return ModelState(states, **{name: tensors[f"{slot}{name}"] for name in ROWS}, inputs=inputs)
-
-
-def _tokenizer_hash(run: Path) -> str | None:
-    """Identity of a run's tokenizer; None where it kept none."""
-    return load_tokenizer(run).sha256 if (run / FILE).is_file() else None
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

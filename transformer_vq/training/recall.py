@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from transformer_vq.config import load_config
 from transformer_vq.config.recall import RecallRunConfig
 from transformer_vq.data import prepare, repeat
 from transformer_vq.data.recall import IGNORED, Examples, make_examples
@@ -32,6 +33,7 @@ from transformer_vq.models.names import check_names
 from transformer_vq.training.distributed import on_main
 from transformer_vq.training.language import with_vocabulary
 from transformer_vq.training.loop import train
+from transformer_vq.training.origin import take_weights
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
@@ -126,6 +128,13 @@ class RecallTask(Task):
             for name, values in numbers.items()
         }
         return {**total, **by_distance}
+
+    def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
+        """As `take_weights` does it."""
+        theirs = load_config(run, [], RecallRunConfig).model.layer_quantizers()
+        ours, fresh = self.config.model.layer_quantizers(), self.config.train.init_quantizers == "fresh"
+        tokenizer = None if self.corpus is None else self.corpus.tokenizer
+        return take_weights(self.model, weights, ours, theirs, run, fresh, tokenizer)
 
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""

@@ -14,8 +14,8 @@ from transformer_vq.evaluation.plots import shown
 from transformer_vq.studies.design import short_names
 from transformer_vq.studies.figures.common import MOST_LINES, foremost, styles, tidy
 from transformer_vq.studies.kinds import property_of
+from transformer_vq.studies.outcomes import flat, read_summary
 from transformer_vq.studies.results import Results, curve
-from transformer_vq.studies.run import flat, read_summary
 from transformer_vq.studies.statistics import mean_interval
 
 Points = dict[str, list[tuple[float, float, float, float]]]  # line -> x, mean, low, high
