@@ -34,7 +34,7 @@ def data(config: Config, overrides: Overrides = None, json: Json = False) -> Non
     out = console()
     sizes = table("split", "bytes", "tokens", "documents", "words")
     for name, numbers in splits.items():
-        sizes.add_row(name, *(f"{n:,}" for n in numbers.values()))
+        sizes.add_row(name, *("unknown" if n is None else f"{n:,}" for n in numbers.values()))
     out.print(corpus.name, soft_wrap=True)
     out.print()
     out.print(sizes)

@@ -52,6 +52,8 @@ def length(
         from transformer_vq.evaluation.length import bits_by_position
 
         tokens = read_split(settings, split, loaded, run)
+        if tokens.bytes is None:
+            raise ConfigError(f"{run}: was trained on tokens without their text, so there are no bits per byte")
         trained_on[run] = settings.train.seq_len
         reach = times * settings.train.seq_len
         if len(tokens) <= reach:

@@ -17,6 +17,7 @@ class DataConfig(Settings):
         "builtin",
         min_length=1,
         description="builtin | enwik8, fetched | a text file, archive or folder | pictures as .npz | "
+        "a folder of token files, train.bin and val.bin (uint16) | "
         "hf:NAME[/CONFIG][@REVISION] of the hub | hf:FOLDER of parquet, JSON or pictures",
     )
     field: str = Field(
@@ -34,7 +35,8 @@ class DataConfig(Settings):
         "bytes",
         min_length=1,
         description="bytes | bytes+3, as the paper's checkpoints count | bpe:SIZE, trained on the train split | a "
-        "tokenizer.json",
+        "tokenizer.json, or a folder or run with one | hf:NAME[@REVISION] of the hub | tiktoken:NAME, a .tiktoken file "
+        "or a SentencePiece .model, of the extra `tokenizers` | tokens:SIZE, ids of so large a vocabulary without text",
     )
     order: Literal["windows", "streams"] = Field(
         "windows", description="windows: random, independent | streams: contiguous, state carried (truncated BPTT)"

@@ -37,6 +37,7 @@ from transformer_vq.data.documents import (
     split_at_separator,
     take,
 )
+from transformer_vq.data.token_files import TokenSource, holds_tokens, open_tokens, store_tokens
 from transformer_vq.data.tokenizers import (
     Encoded,
     IdTokenizer,
@@ -145,7 +146,11 @@ class Corpus:
 def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     """Tokenize a corpus, or find it tokenized.  Raises ConfigError, one line, and leaves nothing half-written."""
     identity = tokenizer_identity(config.tokenizer)
-    source = open_source(config, border_of(config, reads_text=not reads_bytes(identity)))
+    source: Source | TokenSource
+    if holds_tokens(config.source):
+        source = open_tokens(config)
+    else:
+        source = open_source(config, border_of(config, reads_text=not reads_bytes(identity)))
     limits = [config.max_bytes, config.max_eval_bytes]
     separator = None if (found := separator_of(config)) is None else found.decode("utf-8", "backslashreplace")
     made_from = [FORMAT, source.fingerprint, identity, separator, *limits]
@@ -182,7 +187,8 @@ def without_effect(config: DataConfig, corpus: Corpus) -> list[str]:
     for key in ("max_bytes", "max_eval_bytes"):
         limit = getattr(config, key)
         limited = corpus.splits if key == "max_bytes" else [name for name in corpus.splits if name != "train"]
-        if limit is not None and all(corpus.splits[name].bytes < limit for name in limited):
+        sizes = [corpus.splits[name].bytes for name in limited]
+        if limit is not None and all(size is not None and size < limit for size in sizes):
             notes.append(f"data.{key} = {limit:,} cuts nothing off: {' and '.join(limited)} are shorter")
     return notes
 
@@ -219,7 +225,7 @@ def is_whole(entry: Path) -> bool:
     return all((entry / name).is_file() and (entry / name).stat().st_size == size for name, size in files.items())
 
 
-def open_entry(entry: Path, source: Source) -> Corpus:
+def open_entry(entry: Path, source: Source | TokenSource) -> Corpus:
     """Map the token files of a whole entry."""
     meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(entry)
@@ -245,7 +251,7 @@ def open_split(entry: Path, name: str, meta: dict[str, Any], tokenizer: Tokenize
     )
 
 
-def write_entry(entry: Path, source: Source, config: DataConfig, progress: Progress | None) -> None:
+def write_entry(entry: Path, source: Source | TokenSource, config: DataConfig, progress: Progress | None) -> None:
     """Tokenize all splits into a temporary folder and rename it to `entry`. The caller holds the entry's lock."""
     for dead in entry.parent.glob(f".{entry.name}.*"):  # left by a process that was killed
         shutil.rmtree(dead)
@@ -253,7 +259,10 @@ def write_entry(entry: Path, source: Source, config: DataConfig, progress: Progr
         shutil.rmtree(entry)  # damaged
     folder = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
-        meta = tokenize(folder, source, config, progress)
+        if isinstance(source, TokenSource):
+            meta = store_tokens(folder, source, config)
+        else:
+            meta = tokenize(folder, source, config, progress)
         files = {path.name: path.stat().st_size for path in folder.iterdir()}
         (folder / "meta.json").write_text(json.dumps({**meta, "files": files}, indent=1), encoding="utf-8")
         for path in [*folder.iterdir(), folder]:

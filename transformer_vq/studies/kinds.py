@@ -129,7 +129,7 @@ def _with_vocabulary(settings: Any) -> TransformerVQConfig:
     kind, _, size = settings.data.tokenizer.partition(":")
     if kind.startswith("bytes+"):
         kind, size = "bytes", str(256 + int(kind.removeprefix("bytes+")))
-    if kind not in ("bytes", "bpe"):
+    if kind not in ("bytes", "bpe", "tokens"):
         raise ConfigError("model.vocab_size: must be set in base for its FLOPs and state when the tokenizer is a file")
     return model.model_copy(update={"vocab_size": int(size) if size else 256})
 
