@@ -366,3 +366,11 @@ def test_a_file_that_cannot_be_opened_is_one_line(folder, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(ConfigError, match=r"a\.txt is not readable: .*Permission denied"):
         opened(path)
+
+
+def test_names_need_not_be_utf8(tmp_path):
+    for i, name in enumerate([b"\xff\xfe.txt", "ü.txt".encode(), b"a\nb.txt", b"c.txt"]):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        Path(os.fsdecode(os.fsencode(tmp_path / "p") + b"/" + name)).write_text(f"text {i}\n" * 300)
+    found = prepare(DataConfig(source=str(tmp_path / "p"), cache=str(tmp_path / "cache")))
+    assert sum(split.bytes for split in found.splits.values()) == 4 * 300 * 7

@@ -133,7 +133,7 @@ def test_what_would_be_left_out_is_refused_or_named(tmp_path):
     for name in ("train", "test", "extra"):
         write_pictures(tmp_path / name, count=10)
     with pytest.raises(
-        ConfigError, match=r"extra/a00\.png, .* and 7 more would be left out: the folders name test, train"
+        ConfigError, match=r"extra/a00\.png, .* and 5 more would be left out: the folders name test, train"
     ):
         corpus(tmp_path)
     for path in (tmp_path / "extra").iterdir():

@@ -39,10 +39,10 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def some(names: Sequence[str], shown: int = 3) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(printable(name) for name in names[:shown]) + more
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
 def printable(name: str) -> str:

@@ -29,7 +29,8 @@ class ImageDataConfig(Settings):
         "builtin",
         min_length=1,
         description="builtin: Fashion-MNIST where Debian's dataset-fashion-mnist put it, else scikit-learn's digits | "
-        "fashion-mnist | digits | a folder of pictures or of idx files | a .npz file of arrays train, test, ... | "
+        "fashion-mnist | digits | a folder of pictures or of idx files | a .npz file of arrays train, train_images or "
+        "x_train, ... | "
         "cifar10, imagenet, celeba-hq, ffhq | hf:NAME[/CONFIG]",
     )
     size: int | None = Field(

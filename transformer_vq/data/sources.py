@@ -6,6 +6,7 @@ A split is named by a whole word, in any case: `Train.txt`, `my-training_set/`, 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.explain import some
 from transformer_vq.data.documents import SPLITS, Border, Pieces, carve
 
 SPLIT_WORDS = {
@@ -148,12 +150,6 @@ def identity_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of some names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def hash_files(root: Path, files: Sequence[Path]) -> str:
     """sha256 over relative path, size and content of files, as on the disk.  Raises ConfigError where unreadable."""
     total = hashlib.sha256(READING)
@@ -161,7 +157,8 @@ def hash_files(root: Path, files: Sequence[Path]) -> str:
         try:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0{content}\n".encode())
+            name = os.fsencode(path.relative_to(root).as_posix())  # on Linux it need not be UTF-8
+            total.update(name + f"\0{path.stat().st_size}\0{content}\n".encode())
         except OSError as error:
             raise ConfigError(f"data.source: {path} is not readable: {error}") from None
     return total.hexdigest()

@@ -8,6 +8,7 @@ by position  in that order, where whole documents do not come so near: one long 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def by_hash_or_position(
 
 def in_order(sizes: Mapping[str, int]) -> list[str]:
     """Names in the order of their hash."""
-    return sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return sorted(sizes, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
 
 
 def split_in_order(order: Sequence[str], sizes: Mapping[str, int]) -> dict[str, list[str]]:

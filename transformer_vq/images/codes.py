@@ -65,7 +65,7 @@ def encode_folder(run: LoadedImageRun, folder: Path, out: Path) -> tuple[int, tu
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    files, _ = picture_files(folder)
+    files, *_ = picture_files(folder)
     alike = Alike(str(folder), run.config.data.size, run.channels)
     for path in files:
         found = header(path, str(path), upright=run.config.data.size is None)

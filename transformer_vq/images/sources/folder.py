@@ -15,7 +15,7 @@ from transformer_vq.config import ConfigError
 from transformer_vq.config.explain import some
 from transformer_vq.config.images import ImageDataConfig
 from transformer_vq.data.pictures import header, is_picture, open_picture
-from transformer_vq.data.sources import split_name, walk
+from transformer_vq.data.sources import explore, split_name
 from transformer_vq.images.pictures import IN_MEMORY, Alike, InMemory, OnDemand, Pictures, Prepare, Shape
 from transformer_vq.images.sources.found import Found, hash_contents, hash_sizes, path_bytes
 
@@ -30,7 +30,7 @@ class Placed(NamedTuple):
 
 def from_folder(folder: Path, config: ImageDataConfig) -> Found:
     """Every picture below a folder; see `place` for splits and labels.  Raises ConfigError."""
-    files, others = picture_files(folder)
+    files, others, met_twice = picture_files(folder)
     alike = Alike(str(folder), config.size, config.channels)
     for path in files:
         found = header(path, str(path), upright=config.size is None)
@@ -49,22 +49,23 @@ def from_folder(folder: Path, config: ImageDataConfig) -> Found:
     }
     whole = all(isinstance(split, InMemory) for split in splits.values())
     sha256 = hash_contents(folder, files) if whole else hash_sizes(folder, files)
-    notes = placed.notes + unlabelled
+    notes = placed.notes + unlabelled + met_twice
     notes += (f"left out, no pictures: {some(others)}",) if others else ()
     hashes = [hashlib.sha256(path_bytes(path.relative_to(folder))).hexdigest()[:8] for path in files]
     keys = np.array([int(digits, 16) for digits in hashes], np.int64)
     return Found(str(folder), splits, shape, sha256, notes, lambda n: keys)
 
 
-def picture_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Every picture below a folder, in the order of their relative paths, and the names of the files that are none.
+def picture_files(folder: Path) -> tuple[list[Path], list[str], tuple[str, ...]]:
+    """Every picture below a folder, in the order of their relative paths; the names of the files that are none; notes.
 
-    Hidden files are neither.
+    Hidden files are neither. Links are followed, each content once.
     """
-    visible = [path for path in walk(folder, frozenset()) if not path.name.startswith(".")]
+    found = explore(folder, frozenset())
+    visible = [path for path in found.files if not path.name.startswith(".")]
     pictures = [path for path in visible if is_picture(path)]
     others = sorted(path.relative_to(folder).as_posix() for path in set(visible) - set(pictures))
-    return sorted(pictures, key=lambda path: path.relative_to(folder).as_posix()), others
+    return sorted(pictures, key=lambda path: path.relative_to(folder).as_posix()), others, found.notes
 
 
 def place(root: Path, files: list[Path]) -> Placed:
