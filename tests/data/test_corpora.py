@@ -7,10 +7,12 @@ import re
 import tarfile
 import zipfile
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from transformer_vq.config import ConfigError, DataConfig
+from transformer_vq.data import prepare
 from transformer_vq.data.corpora import open_source
 from transformer_vq.data.documents import SPLITS
 
