@@ -121,7 +121,8 @@ def test_text_is_no_ids(tmp_path):
         prepare(config(tmp_path, tmp_path / "text.txt", "tokens:9"))
 
 
-def test_a_run_on_ids_trains_by_bits_per_token_and_stands_alone(tmp_path):
+def test_a_run_on_ids_trains_by_bits_per_token_and_stands_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformer_vq.evaluation.plots.write_plots", lambda folder: [])
     root = folder(tmp_path, np.arange(3000) % 11, np.arange(300) % 11)
     settings = tiny_run(
         tmp_path, data__source=str(root), data__tokenizer="tokens:11", data__document_separator=None, train__steps=4

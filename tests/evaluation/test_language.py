@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models_for_evaluation import tiny_model, tiny_split
 
+from transformer_vq.data import TokenFile
 from transformer_vq.evaluation import language
 from transformer_vq.evaluation.language import default_context, evaluate
 
@@ -98,6 +101,34 @@ def test_max_tokens_scores_the_first_ones():
     assert got["loss"] == pytest.approx(token_nats(model, tensor(split)[:26]).mean().item(), rel=1e-10)
     assert (got["tokens"], got["bytes"]) == (25, 25)
     assert evaluate(model, split, "full", max_tokens=1000) == evaluate(model, split, "full")
+
+
+def lossy(length: int = 60) -> TokenFile:
+    """Tokens under which lie 0 to 6 bytes and 0 to 2 words, and whose decoded text is another."""
+    draw = np.random.default_rng(3)
+    covers, begins = draw.integers(0, 7, length).astype(np.uint8), draw.integers(0, 3, length).astype(np.uint8)
+    file = tiny_split(length, documents=(0,))
+    return replace(file, bytes=int(covers.sum()), words=int(begins.sum()), covers=covers, begins=begins)
+
+
+@pytest.mark.parametrize("context", ["full", 8])
+@pytest.mark.parametrize("most", [1, 2, 25, 58, 59, 1000, None])
+def test_bits_per_byte_count_the_bytes_under_the_scored_tokens(context, most):
+    model, split = tiny_model(), lossy()
+    got = evaluate(model, split, context, max_tokens=most)
+    scored = min(most or 59, 59)
+    read = int(split.covers[1 : scored + 1].sum())
+    assert (got["tokens"], got["bytes"]) == (scored, read)
+    if read:
+        assert got["bits_per_byte"] == pytest.approx(got["bits_per_token"] * scored / read, rel=1e-12)
+    words = int(split.begins[: scored + 1].sum())
+    assert got["word_perplexity"] == pytest.approx(math.exp(got["loss"] * scored / words), rel=1e-9)
+
+
+def test_tokens_without_their_text_have_no_bits_per_byte():
+    got = evaluate(tiny_model(), replace(tiny_split(60), bytes=None, words=0), max_tokens=20)
+    assert got.keys() & {"bits_per_byte", "bytes", "word_perplexity"} == set()
+    assert got["bits_per_token"] == pytest.approx(got["loss"] / math.log(2))
 
 
 def test_progress_ends_with_all_tokens_and_the_mode_is_given_back():

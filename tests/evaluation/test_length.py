@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,19 @@ def test_equals_one_pass_over_each_text(kind, batch_size, monkeypatch):
         per_text = bits[:, b.start : b.stop].mean(1)  # a token is a byte
         assert b.bits_per_byte == pytest.approx(per_text.mean().item(), rel=1e-10)
         assert b.standard_error == pytest.approx(per_text.std().item() / math.sqrt(3), rel=1e-8)
+
+
+def test_bytes_are_those_under_the_tokens_of_the_bin():
+    model, split = tiny_model(), tiny_split(100, documents=(0,))
+    covers = np.random.default_rng(5).integers(0, 7, 100)
+    found = bits_by_position(model, replace(split, covers=covers.astype(np.uint8), bytes=int(covers.sum())), 30)
+    plain = bits_by_position(model, split, 30)
+    under = covers[1:91].reshape(3, 30)
+    for a, b in zip(found, plain, strict=True):
+        bits = b.bits_per_byte * 3 * (b.stop - b.start)
+        assert a.bits_per_byte == pytest.approx(bits / under[:, b.start : b.stop].sum(), rel=1e-10)
+    with pytest.raises(ValueError, match="without their text"):
+        bits_by_position(model, replace(split, bytes=None), 30)
 
 
 def test_only_the_first_texts():

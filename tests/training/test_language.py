@@ -10,6 +10,8 @@ import torch
 from tiny_run import tiny_run
 
 from transformer_vq.config import ConfigError, RunConfig, load_config
+from transformer_vq.data.documents import Piece
+from transformer_vq.data.tokenizers import train_bpe
 from transformer_vq.evaluation import evaluate
 from transformer_vq.training import LanguageTask, TrainingInterrupted, load_run, run
 from transformer_vq.training.checkpoints import load_tensors
@@ -137,6 +139,51 @@ def test_warm_start_takes_what_fits(tmp_path, before, capsys):
     assert "model/layers.0.quantizer.ema_sum" in got
     screen = " ".join(capsys.readouterr().err.split())
     assert "6 start fresh (layers.0.quantizer" in screen and ("not used" in screen) == (before["kind"] != "none")
+
+
+def test_a_warm_start_from_other_tokens_leaves_embedding_and_head_fresh(tmp_path, capsys):
+    """Two vocabularies of 280, trained on two texts: their rows mean other tokens. By content, whatever the name."""
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    source = tiny_run(tmp_path, "source", data__tokenizer="bpe:280", train__steps=2)
+    run(source, quiet=True)
+    other.write_text(text.read_text().replace("green bottles", "yellow lemons"))
+    warm = {"train__init_from": source.run_dir, "train__steps": 1, "train__lr": 1e-12}
+    elsewhere = {"data__source": str(other), **warm}
+    run(tiny_run(tmp_path, "trained anew", data__tokenizer="bpe:280", **elsewhere))
+    screen = " ".join(capsys.readouterr().err.split())
+    assert "its tokenizer is another: embedding and head start fresh" in screen
+    run(tiny_run(tmp_path, "its own", data__tokenizer=source.run_dir, **elsewhere))
+    assert "its tokenizer is another" not in " ".join(capsys.readouterr().err.split())
+    theirs = load_tensors(f"{source.run_dir}/checkpoints/step-00000002/model.safetensors")
+    for name, taken in (("trained anew", False), ("its own", True)):
+        ours = load_tensors(tmp_path / name / "checkpoints" / "step-00000001" / "model.safetensors")
+        for tensor in ("embedding.weight", "head.weight", "layers.0.attend.query.weight"):
+            if tensor in ours:
+                same = torch.allclose(ours[tensor], theirs[tensor], rtol=0, atol=1e-9)
+                assert same == (taken or tensor.startswith("layers")), (name, tensor)
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_alone(tmp_path, monkeypatch):
+    """The file that `data.tokenizer` names has become another since."""
+    file = tmp_path / "t.json"
+    text = Piece((tmp_path / "text.txt").read_bytes() if (tmp_path / "text.txt").exists() else b"green", True, "", 0)
+    train_bpe(260, [text]).save(tmp_path)
+    (tmp_path / "tokenizer.json").rename(file)
+    config = tiny_run(tmp_path, data__tokenizer=str(file), checkpoint__every=2, train__steps=4)
+    set_step = LanguageTask.set_step
+    stop = lambda self, step: [set_step(self, step), os.kill(os.getpid(), signal.SIGINT) if step == 2 else None]
+    monkeypatch.setattr(LanguageTask, "set_step", stop)
+    with pytest.raises(TrainingInterrupted):
+        run(config, quiet=True)
+    monkeypatch.undo()
+    monkeypatch.setattr("transformer_vq.evaluation.plots.write_plots", lambda folder: [])
+    before = file.read_text()
+    train_bpe(260, [Piece(b"lemon lemon", True, "", 0)]).save(tmp_path)
+    (tmp_path / "tokenizer.json").rename(file)
+    with pytest.raises(ConfigError, match="is no longer the tokenizer that"):
+        run(config, quiet=True, resume=True)
+    file.write_text(before)
+    assert run(config, quiet=True, resume=True)["steps"] == 4
 
 
 def test_a_warm_start_with_a_start_step_begins_unquantized(tmp_path):

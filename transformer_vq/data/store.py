@@ -188,7 +188,11 @@ def without_effect(config: DataConfig, corpus: Corpus) -> list[str]:
         limit = getattr(config, key)
         limited = corpus.splits if key == "max_bytes" else [name for name in corpus.splits if name != "train"]
         sizes = [corpus.splits[name].bytes for name in limited]
-        if limit is not None and all(size is not None and size < limit for size in sizes):
+        if (
+            limit is not None
+            and not holds_tokens(config.source)
+            and all(size is not None and size < limit for size in sizes)
+        ):
             notes.append(f"data.{key} = {limit:,} cuts nothing off: {' and '.join(limited)} are shorter")
     return notes
 
