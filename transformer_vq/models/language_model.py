@@ -67,6 +67,9 @@ class Backbone(nn.Module):
         if config.vocab_size is None:
             raise ConfigError("model.vocab_size = null: must be the number of tokens of the tokenizer")
         self.config = config
+        if config.checkpoint_activations:
+            # Quantizers take notes once a step, never when a forward pass is repeated: the compiler need not repeat it.
+            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         self.checkpoint_activations = config.checkpoint_activations
         """Recompute each block in the backward pass."""
         generator = generator or torch.Generator().manual_seed(seed)

@@ -51,4 +51,4 @@ class FiniteScalarQuantizer(ScheduledQuantizer):
         committed = commitment(distance, mask)
         metrics = batch_health(k, nearest, distance, code_counts(codes, self.config.size, mask), mask)
         quantized = ste(expanded.to(k.dtype), nearest)  # gradient of the first, value of the second
-        return Quantized(codes, quantized, self.beta * committed, committed, metrics)
+        return Quantized(codes, quantized, self.weighted(committed), committed, metrics)

@@ -38,7 +38,7 @@ class NearestQuantizer(ScheduledQuantizer):
         metrics = batch_health(k, nearest, distance, counts, mask) | self.running_metrics()
         if self.training and not self.warming_up:
             self.collect(k, codes, counts, mask)
-        loss = self.beta * committed + self.codebook_loss(k, nearest, codebook, mask)
+        loss = self.weighted(committed) + self.codebook_loss(k, nearest, codebook, mask)
         return Quantized(codes, self.estimate(k, nearest, codebook, codes), loss, committed, metrics)
 
     def estimate(self, k: Tensor, nearest: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:

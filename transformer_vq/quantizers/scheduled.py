@@ -28,6 +28,10 @@ class ScheduledQuantizer(Quantizer):
         self.register_buffer("started", torch.tensor(int(self._is_started)))
         self.noise = torch.empty((), dtype=torch.int64, device="cpu")  # on a GPU, reading it would wait
         """Seed of the estimator's noise at this step: the same when a forward pass is recomputed."""
+        self.draw = torch.empty((), dtype=torch.int64, device="cpu")
+        """Seed of the choice of keys that may replace dead codes, likewise."""
+        self.commit_factor = torch.ones((), dtype=torch.float64, device="cpu")
+        """The schedule's factor at this step; a tensor, because a compiler would compile anew for every number."""
         self.set_step(0)
 
     def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
@@ -62,11 +66,19 @@ class ScheduledQuantizer(Quantizer):
         """Tell the optimizer step, on which the schedule, the start and seeded noise depend."""
         self.step = step
         self.noise.fill_(seed_number(self.seed, self.layer, step, "estimator"))
+        self.draw.fill_(seed_number(self.seed, self.layer, step, "candidates"))
+        self.commit_factor.fill_(interpolate(self.config.commit_schedule, step))
 
     @property
     def beta(self) -> float:
-        """Commitment weight at this step: `commit` times the schedule's factor, linear between its points."""
-        return self.config.commit * interpolate(self.config.commit_schedule, self.step)
+        """Commitment weight at this step."""
+        return self.config.commit * self.commit_factor.item()
+
+    def weighted(self, commitment: Tensor) -> Tensor:
+        """The commitment times its weight at this step: `commit` times the schedule's factor, linear between points."""
+        if self.config.commit_schedule is None:
+            return self.config.commit * commitment
+        return (self.config.commit * self.commit_factor).to(commitment.dtype) * commitment
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

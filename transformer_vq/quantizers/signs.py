@@ -67,7 +67,7 @@ class SignQuantizer(ScheduledQuantizer):
         nearest = lookup(self.codebook.detach().to(k.dtype), codes)
         quantized = ste(self.expand(passed).to(k.dtype), nearest)  # gradient of the first, value of the second
         committed = commitment(squared_distance(z, values), mask)
-        loss = self.beta * committed
+        loss = self.weighted(committed)
         if config.entropy_weight:
             each, mean = sign_entropies(z, self.length, config.temperature, mask)
             loss = loss + config.entropy_weight * (each - mean)

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 def recomputing() -> bool:
     """True inside a backward pass: activation checkpointing runs forward passes there for a second time."""
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class Statistics:
@@ -34,10 +34,10 @@ class Statistics:
         self._candidates: list[Tensor] = []
 
     @torch.no_grad()
-    def collect(
-        self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None, generator: torch.Generator
-    ) -> None:
+    def collect(self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None, seed: Tensor) -> None:
         """Add keys k (B, H, T, K), the unquantized ones, with their codes (B, H, T) and counts (H, S).
+
+        seed () int64, on the CPU: what the choice of candidates follows from.
 
         Padding is left out; so is a forward pass that activation checkpointing repeats.
         """
@@ -49,9 +49,7 @@ class Statistics:
             total = key_sums(k, codes, counts.shape[1], mask)
             self._sum = total if self._sum is None else self._sum.add_(total)
         if self._candidates_wanted:
-            keys = real_keys(k, mask)
-            chosen = torch.randperm(keys.shape[1], generator=generator)[: self._candidates_wanted]
-            self._candidates.append(keys[:, chosen.to(k.device)].to(dtype))
+            self._candidates.append(some_keys(k.detach(), mask, self._candidates_wanted, seed).to(dtype))
 
     def pending(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(sum, count) of this process so far, zeros when nothing was collected; `like` is (H, S, K)."""
@@ -91,6 +89,21 @@ def real_keys(k: Tensor, mask: Tensor | None) -> Tensor:
     """Keys at real tokens, (B, H, T, K) -> (H, N, K)."""
     keys = k.detach().transpose(0, 1).flatten(1, 2)
     return keys if mask is None else keys[:, mask.flatten()]
+
+
+@torch.library.custom_op("transformer_vq::some_keys", mutates_args=())
+def some_keys(k: Tensor, mask: Tensor | None, wanted: int, seed: Tensor) -> Tensor:
+    """At most `wanted` keys at real tokens, without repetition: (B, H, T, K) -> (H, n, K). Opaque to the compiler."""
+    keys = real_keys(k, mask)
+    generator = torch.Generator().manual_seed(int(seed))
+    chosen = torch.randperm(keys.shape[1], generator=generator)[:wanted]
+    return keys[:, chosen.to(k.device)]
+
+
+@some_keys.register_fake
+def _(k: Tensor, mask: Tensor | None, wanted: int, seed: Tensor) -> Tensor:
+    n = min(wanted, k.shape[0] * k.shape[2]) if mask is None else torch.library.get_ctx().new_dynamic_size()
+    return k.new_empty(k.shape[1], n, k.shape[3])
 
 
 def is_distributed() -> bool:

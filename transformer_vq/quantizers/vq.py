@@ -82,7 +82,7 @@ class VectorQuantizer(NearestQuantizer):
 
     def collect(self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None) -> None:
         """Add this forward pass to the statistics of the optimizer step."""
-        self.statistics.collect(k, codes, counts, mask, seeded(self.seed, self.layer, self.step, "candidates"))
+        self.statistics.collect(k, codes, counts, mask, self.draw)
 
     def running_metrics(self) -> dict[str, Tensor]:
         """Of the running counts."""
@@ -131,17 +131,18 @@ class VectorQuantizer(NearestQuantizer):
         """
         total, count = self.pending()
         add_over_processes(total, count)
-        collected = bool(count.any())
-        if collected:
-            keep = self.config.ema
-            if self.by_ema:
-                self.ema_sum.mul_(keep).add_(total, alpha=1 - keep)
-            self.ema_count.mul_(keep).add_(count, alpha=1 - keep)
+        collected = count.any()  # stays on the device, which would have to be waited for
+        keep = self.config.ema
+        if self.by_ema:
+            moved = self.ema_sum.mul(keep).add_(total, alpha=1 - keep)
+            self.ema_sum.copy_(torch.where(collected, moved, self.ema_sum))
+        moved = self.ema_count.mul(keep).add_(count, alpha=1 - keep)
+        self.ema_count.copy_(torch.where(collected, moved, self.ema_count))
         threshold = self.config.dead_code_threshold
-        if collected and threshold > 0:
+        if threshold > 0:
             generator = seeded(self.seed, self.layer, self.step, "replacement")
             rows, n = self.statistics.candidates(self._statistics_like(), generator)
-            dead = self.ema_count < threshold
+            dead = (self.ema_count < threshold) & collected
             turn = dead.cumsum(-1) - 1  # the first dead code takes the first candidate
             dead &= turn < n
             rows = rows.gather(1, turn.clamp_min(0)[..., None].expand_as(rows))

@@ -1,0 +1,74 @@
+"""The whole model is one graph for the compiler: quantizers that take notes, checkpoints, a state that is carried."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import assert_same
+from torch import Tensor
+
+from transformer_vq import TransformerVQ, TransformerVQConfig
+
+SIZES = {"vocab_size": 32, "layers": 2, "width": 16, "key_dim": 8, "value_dim": 8, "window": 4, "block_len": 4}
+MODELS = {
+    "gau": {"quantizer": {"kind": "vq", "codes": 8, "dead_code_threshold": 1.0, "commit_schedule": [[0, 1], [9, 2]]}},
+    "checkpointed": {"checkpoint_activations": True, "quantizer": {"kind": "vq", "codes": 8, "estimator": "rotation"}},
+    "transformer": {
+        "block": "transformer",
+        "position": "rotary",
+        "heads": 2,
+        "quantizer": {"kind": "fsq", "levels": [4]},
+    },
+    "simvq": {"position": "scalar", "conv": 3, "quantizer": {"kind": "simvq", "codes": 8}},
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gau", "transformer", "simvq")]
+
+
+def model_and_text(name: str) -> tuple[TransformerVQ, Tensor]:
+    model = TransformerVQ(TransformerVQConfig(**{**SIZES, **MODELS[name]}))
+    return model, torch.randint(32, (2, 73), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["checkpointed", *SLOW])
+def test_training_is_one_graph_that_gives_what_eager_gives(name):
+    eager, text = model_and_text(name)
+    compiled = copy.deepcopy(eager)
+    call = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+
+    def steps(model: TransformerVQ, function) -> dict[str, Tensor]:
+        seen = {}
+        for step in range(3):
+            model.set_step(step)
+            out = function(text[:, :-1], labels=text[:, 1:])
+            out.loss.backward()
+            model.apply_codebook_statistics()
+            seen[f"loss{step}"] = out.loss.detach()
+            seen |= {f"step {step}: d{n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            model.zero_grad()
+        return seen | {n: b.double() for n, b in model.named_buffers()}
+
+    assert_same(steps(compiled, call), steps(eager, eager), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_no_graph_break():
+    torch._dynamo.reset()
+    model, text = model_and_text("gau")
+    told = torch._dynamo.explain(lambda x, y: model(x, labels=y).loss)(text[:, :-1], text[:, 1:])
+    assert told.graph_break_count == 0, told.break_reasons
+
+
+@pytest.mark.slow
+def test_the_step_does_not_compile_anew():
+    torch._dynamo.reset()
+    model, text = model_and_text("gau")
+    call = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(
+        error_on_recompile=False, recompile_limit=3
+    ):  # notes absent, notes there, one to spare
+        for step in range(12):
+            model.set_step(step)
+            call(text[:, :-1], labels=text[:, 1:]).loss.backward()
+            model.apply_codebook_statistics()
