@@ -13,7 +13,8 @@ from transformer_vq.cli.console import Failure, console, number, print_json, tab
 from transformer_vq.cli.runs import folder_of, one_line_for
 
 if TYPE_CHECKING:
-    from transformer_vq.bench.doctor import Batch, Check, LayerReport
+    from transformer_vq.bench.checks import Check
+    from transformer_vq.bench.doctor import Batch, LayerReport
     from transformer_vq.config import RunConfig
     from transformer_vq.models import TransformerVQ
 
