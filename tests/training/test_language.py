@@ -120,7 +120,7 @@ def test_the_run_folder_says_everything(tmp_path):
     assert list((folder / "plots").glob("*.png"))
     loaded = load_run(str(folder))
     assert loaded.step == 20 and not loaded.model.training
-    split = LanguageTask(config, torch.device("cpu")).corpus.splits["test"]
+    split = LanguageTask(config, torch.device("cpu")).mixture.sources[""].splits["test"]
     assert evaluate(loaded.model, split, batch_size=2)["bits_per_byte"] == summary["test"]["bits_per_byte"]
     assert run(written, quiet=True) == summary  # its own config file is the same config
 

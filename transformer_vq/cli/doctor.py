@@ -60,30 +60,31 @@ def doctor(
 def model_and_batches(run: str | None, settings: RunConfig, count: int) -> tuple[TransformerVQ, list[Batch], str]:
     """The model, trained where there is a run; its first training batches; words for both."""
     from transformer_vq.bench.doctor import Batch
-    from transformer_vq.data import check_lengths, prepare, window_batch
+    from transformer_vq.data import check_sources, mixed_batch, prepare_sources
     from transformer_vq.models import TransformerVQ
     from transformer_vq.training import CheckpointError, load_run
     from transformer_vq.training.language import with_vocabulary
 
-    corpus = prepare(settings.data)
+    mixture = prepare_sources(settings.data)
     train = settings.train
-    check_lengths(corpus, train.seq_len, 1)
+    check_sources(mixture, train.seq_len, 1)
     if run is not None:
         with one_line_for(CheckpointError):
             loaded = load_run(run)
         model, weights = loaded.model, f"the weights of step {loaded.step}"
         model.set_step(loaded.step)
     else:
-        model = TransformerVQ(with_vocabulary(settings.model, corpus.tokenizer), seed=settings.seed)
+        model = TransformerVQ(with_vocabulary(settings.model, mixture.tokenizer), seed=settings.seed)
         weights = "untrained weights"
     reset = settings.data.document_boundaries == "reset"
     rows = range(train.micro_batch or train.batch_size)
+    files = mixture.files("train")
     raw = [
-        window_batch(corpus.splits["train"], settings.seed, step, rows, train.batch_size, train.seq_len, reset=reset)
+        mixed_batch(files, mixture.shares, settings.seed, step, rows, train.batch_size, train.seq_len, reset=reset)
         for step in range(count)
     ]
     batches = [Batch(b.tokens, b.labels, b.segments) for b in raw]
-    return model, batches, f"{weights}, {count} batches of {len(rows)} x {train.seq_len} tokens of {corpus.name}"
+    return model, batches, f"{weights}, {count} batches of {len(rows)} x {train.seq_len} tokens of {mixture.name}"
 
 
 def show(reports: Sequence[LayerReport], described: str) -> None:

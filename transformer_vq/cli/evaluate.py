@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformer_vq.config import RunConfig
-    from transformer_vq.data import TokenFile
+    from transformer_vq.data import Mixture
     from transformer_vq.training import LoadedRun
 
 Split = Annotated[Literal["valid", "test", "train"], typer.Option(help="The split to score.")]
@@ -64,18 +64,19 @@ def eval_(
     contexts = [parse_context(text) for text in context or []]
     loaded = open_run(run)
 
-    from transformer_vq.evaluation import default_context, evaluate
+    from transformer_vq.evaluation import default_context, evaluate_sources
 
     settings = settings_for(loaded, run, overrides or [])
-    tokens = read_split(settings, split, loaded, run)
+    mixture = read_sources(settings, loaded, run)
     results = []
     usual = settings.eval.context or default_context(loaded.model, settings.train.seq_len)
     for width in contexts or [usual]:
         with progress_bar(f"{split}, context {width}") as progress:
             results.append(
-                evaluate(
+                evaluate_sources(
                     loaded.model,
-                    tokens,
+                    mixture,
+                    split,
                     width,
                     settings.eval.batch_size,
                     max_tokens,
@@ -90,10 +91,13 @@ def eval_(
     out.print(f"{run}, step {loaded.step}, split {split}", soft_wrap=True)
     out.print()
     out.print(scores_table(results))
-    if any("/" in key for key in results[0]):
+    if mixture.alone is None:
+        out.print()
+        out.print(sources_table(mixture.shares, results))
+    if any(key.startswith("layer") and "/" in key for key in results[0]):
         out.print()
         out.print(health_table(results[0]))
-    for note in notes(loaded, results):
+    for note in notes(loaded, results, mixture):
         out.print(f"note: {note}", soft_wrap=True)
 
 
@@ -118,7 +122,8 @@ def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunCo
                 f"{override}: a trained model is scored as it is; only data.source and the like can change"
             )
     folder = folder_of(run)
-    settings = load_config(folder, overrides, RunConfig)
+    one = any(text.startswith("data.source=") for text in overrides) and loaded.config.data.mix is not None
+    settings = load_config(folder, ["data.mix=null", *overrides] if one else overrides, RunConfig)
     trains = settings.data.tokenizer.startswith("bpe:")
     if not settings.data.tokenizer.startswith("bytes") and (not trains or settings.data != loaded.config.data):
         settings = with_own_tokenizer(settings, folder)
@@ -131,16 +136,16 @@ def with_own_tokenizer(settings: RunConfig, folder: Path) -> RunConfig:
     return settings.model_copy(update={"data": data})
 
 
-def read_split(settings: RunConfig, split: str, loaded: LoadedRun, run: str) -> TokenFile:
-    """The split as the run's own tokens, prepared now where they are not in the cache."""
-    from transformer_vq.data import check_lengths, prepare
+def read_sources(settings: RunConfig, loaded: LoadedRun, run: str) -> Mixture:
+    """The sources as the run's own tokens, prepared now where they are not in the cache."""
+    from transformer_vq.data import check_sources, prepare_sources
 
     with console(to_stderr=True).status("preparing the corpus"):
-        corpus = prepare(settings.data)
-        if corpus.tokenizer.sha256 != loaded.tokenizer.sha256:  # trained anew, it became another
-            corpus = prepare(with_own_tokenizer(settings, folder_of(run)).data)
-    check_lengths(corpus, seq_len=1)
-    return corpus.splits[split]
+        mixture = prepare_sources(settings.data)
+        if mixture.tokenizer.sha256 != loaded.tokenizer.sha256:  # trained anew, it became another
+            mixture = prepare_sources(with_own_tokenizer(settings, folder_of(run)).data)
+    check_sources(mixture, seq_len=1)
+    return mixture
 
 
 def scores_table(results: Sequence[Mapping[str, Any]]) -> Table:
@@ -152,6 +157,15 @@ def scores_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
+def sources_table(shares: Mapping[str, float], results: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a source: its weight, and bits per byte, or per token, by context."""
+    key = "bits_per_byte" if "bits_per_byte" in results[0] else "bits_per_token"
+    out = table("source", "share", *(f"{SCORES[key]}, context {result['context']}" for result in results))
+    for name, share in shares.items():
+        out.add_row(name, number(share), *(number(result[f"{name}/{key}"]) for result in results))
+    return out
+
+
 def health_table(result: Mapping[str, Any]) -> Table:
     """One row a layer that quantizes."""
     out = table("codebook", *HEALTH.values())
@@ -160,11 +174,16 @@ def health_table(result: Mapping[str, Any]) -> Table:
     return out
 
 
-def notes(loaded: LoadedRun, results: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes(loaded: LoadedRun, results: Sequence[Mapping[str, Any]], mixture: Mixture) -> list[str]:
     """What a reader of the table must know."""
+    apart = (
+        []
+        if mixture.alone is not None
+        else ["all sources together are their mean by weights; tokens and bytes are sums"]
+    )
     if not loaded.model.keeps_every_key:
-        return []
-    lines = []
+        return apart
+    lines = apart
     if any(result["context"] == "full" for result in results):
         lines.append("layers with full attention keep every key: memory grew with the split, time with its square")
     if any(result["context"] != "full" for result in results):

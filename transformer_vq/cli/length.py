@@ -10,7 +10,7 @@ import typer
 
 from transformer_vq.cli.arguments import Json
 from transformer_vq.cli.console import console, print_json, progress_bar, table
-from transformer_vq.cli.evaluate import Split, read_split, settings_for
+from transformer_vq.cli.evaluate import Split, read_sources, settings_for
 from transformer_vq.cli.runs import open_run
 
 if TYPE_CHECKING:
@@ -51,18 +51,20 @@ def length(
 
         from transformer_vq.evaluation.length import bits_by_position
 
-        tokens = read_split(settings, split, loaded, run)
-        if tokens.bytes is None:
-            raise ConfigError(f"{run}: was trained on tokens without their text, so there are no bits per byte")
-        trained_on[run] = settings.train.seq_len
-        reach = times * settings.train.seq_len
-        if len(tokens) <= reach:
-            raise ConfigError(
-                f"--times {times}: {run} was trained on {settings.train.seq_len:,} tokens at a time, and {split} has "
-                f"{len(tokens):,} in all; at most {(len(tokens) - 1) // settings.train.seq_len}"
-            )
-        with progress_bar(f"{run}, {split}") as progress:
-            results[run] = bits_by_position(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
+        for name, tokens in read_sources(settings, loaded, run).files(split).items():
+            if tokens.bytes is None:
+                raise ConfigError(f"{run}: was trained on tokens without their text, so there are no bits per byte")
+            text = f"{run} on {name}" if name else run
+            trained_on[text] = settings.train.seq_len
+            reach = times * settings.train.seq_len
+            if len(tokens) <= reach:
+                raise ConfigError(
+                    f"--times {times}: {run} was trained on {settings.train.seq_len:,} tokens at a time, and {split} "
+                    f"{f'of {name} ' if name else ''}has {len(tokens):,} in all; at most "
+                    f"{(len(tokens) - 1) // settings.train.seq_len}"
+                )
+            with progress_bar(f"{text}, {split}") as progress:
+                results[text] = bits_by_position(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
     if plot is not None:
         from transformer_vq.evaluation.plots import draw_positions, save_figure
 

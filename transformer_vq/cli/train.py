@@ -86,8 +86,10 @@ def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) ->
     out.print(layers_table(found["layers"]))
     out.print()
     train_ = settings.train
+    mix = settings.data.mix
+    sources = settings.data.source if mix is None else " + ".join(f"{s.source} ({s.weight:g})" for s in mix.values())
     lines = {
-        "data": f"{settings.data.source}, tokenizer {settings.data.tokenizer}, order {settings.data.order}",
+        "data": f"{sources}, tokenizer {settings.data.tokenizer}, order {settings.data.order}",
         **summary(found),
         "training": f"{train_.steps:,} steps of {train_.batch_size} × {train_.seq_len} tokens, {tokens:,} in all; "
         f"{train_.optimizer}, {train_.precision}",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from transformer_vq.config.base import Settings
+from transformer_vq.config.mix import MixSource, check_mix
 from transformer_vq.config.model import TransformerVQConfig
 
 
@@ -19,6 +20,12 @@ class DataConfig(Settings):
         description="builtin | enwik8, fetched | a text file, archive or folder | pictures as .npz | "
         "a folder of token files, train.bin and val.bin (uint16) | "
         "hf:NAME[/CONFIG][@REVISION] of the hub | hf:FOLDER of parquet, JSON or pictures",
+    )
+    mix: dict[str, MixSource] | None = Field(
+        None,
+        description="several sources in place of one, NAME: {source: ..., weight: ...}, each also with a field, "
+        "document_separator and limits of its own; read in windows; evaluated by source, and together as their mean by "
+        "weights",
     )
     field: str = Field(
         "text", min_length=1, description="column that holds the text of a dataset row; a row without text is skipped"
@@ -51,6 +58,12 @@ class DataConfig(Settings):
         "and dataset rows are documents anyway",
     )
     cache: str | None = Field(None, description="folder of token files; null: the user's cache folder")
+
+    @model_validator(mode="after")
+    def _mix_fits(self) -> DataConfig:
+        if self.mix is not None:
+            check_mix(self.mix, self.source, self.order)
+        return self
 
 
 class OptimizationConfig(Settings):

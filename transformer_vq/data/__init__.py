@@ -7,29 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformer_vq.data.batches import Batch, eval_streams, eval_windows, stream_batch, window_batch
+    from transformer_vq.data.batches import Batch, eval_streams, eval_windows, mixed_batch, stream_batch, window_batch
     from transformer_vq.data.cache import default_cache
+    from transformer_vq.data.mixture import Mixture, check_sources, prepare_sources
     from transformer_vq.data.store import Corpus, TokenFile, check_lengths, prepare
     from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",
     "Corpus",
+    "Mixture",
     "TokenFile",
     "Tokenizer",
     "check_lengths",
+    "check_sources",
     "default_cache",
     "eval_streams",
     "eval_windows",
     "load_tokenizer",
+    "mixed_batch",
     "prepare",
+    "prepare_sources",
     "stream_batch",
     "window_batch",
 ]
 
 _HOME = {
-    "batches": ("Batch", "eval_streams", "eval_windows", "stream_batch", "window_batch"),
+    "batches": ("Batch", "eval_streams", "eval_windows", "mixed_batch", "stream_batch", "window_batch"),
     "cache": ("default_cache",),
+    "mixture": ("Mixture", "check_sources", "prepare_sources"),
     "store": ("Corpus", "TokenFile", "check_lengths", "prepare"),
     "tokenizers": ("Tokenizer", "load_tokenizer"),
 }

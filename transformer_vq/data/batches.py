@@ -9,7 +9,7 @@ Axes:   B batch  T length   n tokens of the split
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transformer_vq.data.store import TokenFile
+
+CHOICE = 1 << 64
+"""Added to a seed: the draws that choose a source are others than those of places."""
 
 IGNORED = -100
 """Label of a position whose next token does not count."""
@@ -49,6 +52,39 @@ def window_batch(
         raise ValueError(f"{file.name} has {len(file)} tokens: no window of {seq_len} and a label")
     starts = [draw(seed, step * batch_size + row, places) for row in rows]
     return gather(file, np.array(starts, np.int64), seq_len, reset, np.ones(len(rows), bool))
+
+
+def mixed_batch(
+    files: Mapping[str, TokenFile],
+    shares: Mapping[str, float],
+    seed: int,
+    step: int,
+    rows: range,
+    batch_size: int,
+    seq_len: int,
+    reset: bool = False,
+) -> Batch:
+    """Rows `rows` of the windows of a step, each of one of `files` with its probability, then as `window_batch` has it.
+
+    The file of window number step·batch_size + row depends on seed and its number alone. Segments are numbers of
+    documents in the row's own file.
+    """
+    if len(files) == 1:
+        (file,) = files.values()
+        return window_batch(file, seed, step, rows, batch_size, seq_len, reset)
+    order, borders = list(files.values()), np.cumsum([shares[name] for name in files])[:-1]
+    parts = []
+    for row in rows:
+        point = draw(seed + CHOICE, step * batch_size + row, 1 << 53) / (1 << 53)
+        file = order[int(np.searchsorted(borders, point, side="right"))]
+        parts.append(window_batch(file, seed, step, range(row, row + 1), batch_size, seq_len, reset))
+    segments = [part.segments for part in parts if part.segments is not None]
+    return Batch(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat(segments) if segments else None,
+        torch.cat([part.fresh for part in parts]),
+    )
 
 
 def stream_batch(

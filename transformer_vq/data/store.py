@@ -145,6 +145,8 @@ class Corpus:
 
 def prepare(config: DataConfig, progress: Progress | None = None) -> Corpus:
     """Tokenize a corpus, or find it tokenized.  Raises ConfigError, one line, and leaves nothing half-written."""
+    if config.mix is not None:
+        raise ConfigError("data.mix: here one source is read; name it as data.source, and data.mix=null")
     identity = tokenizer_identity(config.tokenizer)
     source: Source | TokenSource
     if holds_tokens(config.source):

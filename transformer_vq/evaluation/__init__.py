@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformer_vq.evaluation.generation import continuations, generate
     from transformer_vq.evaluation.language import default_context, evaluate
+    from transformer_vq.evaluation.mixture import evaluate_sources
     from transformer_vq.evaluation.plots import write_plots
 
-__all__ = ["continuations", "default_context", "evaluate", "generate", "write_plots"]
+__all__ = ["continuations", "default_context", "evaluate", "evaluate_sources", "generate", "write_plots"]
 
 _HOME = {
     "continuations": "generation",
     "generate": "generation",
     "default_context": "language",
     "evaluate": "language",
+    "evaluate_sources": "mixture",
     "write_plots": "plots",
 }
 

@@ -19,7 +19,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, load_config
-from transformer_vq.data import Batch, Corpus, check_lengths, load_tokenizer, prepare, stream_batch, window_batch
+from transformer_vq.data import (
+    Batch,
+    check_sources,
+    load_tokenizer,
+    mixed_batch,
+    prepare_sources,
+    stream_batch,
+)
 from transformer_vq.data.tokenizers import FILE, Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.attention import VQAttention
@@ -47,18 +54,20 @@ class LanguageTask(Task):
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together."""
         self.config, self.device = config, device
-        self.corpus: Corpus = prepare(config.data)
-        if any(file.bytes is None for file in self.corpus.splits.values()):
+        self.mixture = prepare_sources(config.data)
+        if not self.mixture.knows_bytes:
             self.primary = "bits_per_token"
         self.streams = config.data.order == "streams"
         updates = config.train.updates_per_sequence
         resets = self.streams and config.data.document_boundaries == "reset"
         self.whole = (  # each document is a sequence: a picture is not cut
-            resets and updates is not None and self.corpus.splits[TRAIN].documents_have(updates * config.train.seq_len)
+            resets
+            and updates is not None
+            and all(f.documents_have(updates * config.train.seq_len) for f in self.mixture.files(TRAIN).values())
         )
         rows = config.train.batch_size if self.streams else 1
-        check_lengths(self.corpus, config.train.seq_len, rows, updates if updates and self.whole else 1)
-        self.model = TransformerVQ(with_vocabulary(config.model, self.corpus.tokenizer), seed=config.seed)
+        check_sources(self.mixture, config.train.seq_len, rows, updates if updates and self.whole else 1)
+        self.model = TransformerVQ(with_vocabulary(config.model, self.mixture.tokenizer), seed=config.seed)
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
         self.states: dict[int, ModelState] = {}  # by micro-batch, with streams
@@ -73,7 +82,7 @@ class LanguageTask(Task):
         )
         backend, reason = resolve_backend(model.backend, self.device, length)
         return {
-            "data": self.corpus.describe(),
+            "data": self.mixture.describe(),
             "model": f"{model.layers} {model.block} layers of width {model.width}, {found['parameters']:,} parameters",
             "state": f"{found['state_numbers']:,} numbers per stream{grows}",
             "attention": f"{backend}: {reason}",
@@ -89,11 +98,13 @@ class LanguageTask(Task):
 
     def _read(self, step: int, rows: range) -> Batch:
         train, data = self.config.train, self.config.data
-        file, reset = self.corpus.splits[TRAIN], data.document_boundaries == "reset"
+        files, reset = self.mixture.files(TRAIN), data.document_boundaries == "reset"
         shape = (rows, train.batch_size, train.seq_len)
         if self.streams:
-            return stream_batch(file, self.config.seed, step, *shape, train.updates_per_sequence, reset, self.whole)
-        return window_batch(file, self.config.seed, step, *shape, reset=reset)
+            return stream_batch(
+                files[""], self.config.seed, step, *shape, train.updates_per_sequence, reset, self.whole
+            )
+        return mixed_batch(files, self.mixture.shares, self.config.seed, step, *shape, reset=reset)
 
     def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:
         """One forward pass, from the carried state with streams."""
@@ -132,20 +143,20 @@ class LanguageTask(Task):
 
     def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
         """loss_lm, and what it is per byte of the train split, or per token where the text is not known."""
-        file = self.corpus.splits[TRAIN]
         bits = losses["lm"] / math.log(2)
-        if file.bytes is None:
+        if not self.mixture.knows_bytes:
             return {"loss_lm": losses["lm"], "bits_per_token": bits}
-        return {"loss_lm": losses["lm"], "bits_per_byte": bits * len(file) / max(file.bytes, 1)}
+        return {"loss_lm": losses["lm"], "bits_per_byte": bits / self.mixture.bytes_per_token(TRAIN)}
 
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """See `transformer_vq.evaluation.evaluate`; during training at most `eval.max_tokens`."""
-        from transformer_vq.evaluation import default_context, evaluate
+        from transformer_vq.evaluation import default_context, evaluate_sources
 
         settings = self.config.eval
-        return evaluate(
+        return evaluate_sources(
             self.model,
-            self.corpus.splits[split],
+            self.mixture,
+            split,
             context=settings.context or default_context(self.model, self.config.train.seq_len),
             batch_size=settings.batch_size,
             max_tokens=None if final else settings.max_tokens,
@@ -155,9 +166,11 @@ class LanguageTask(Task):
 
     def identify(self, step: int, rows: range) -> str:
         """The rows, and the text that each begins with."""
-        raw, decode = self._read(step, rows), self.corpus.tokenizer.decode
+        raw, decode = self._read(step, rows), self.mixture.tokenizer.decode
         texts = ", ".join(repr(decode(row[:16].tolist())) for row in raw.tokens[:4])
-        return f"rows {rows.start}-{rows.stop - 1} of {self.config.data.order} of {self.corpus.name}, beginning {texts}"
+        return (
+            f"rows {rows.start}-{rows.stop - 1} of {self.config.data.order} of {self.mixture.name}, beginning {texts}"
+        )
 
     def carried(self) -> dict[str, Tensor]:
         """The attention state of each micro-batch's rows."""
@@ -186,7 +199,7 @@ class LanguageTask(Task):
         """As `take_weights` does it: embedding and head come along from a run of the same tokenizer."""
         theirs = load_config(run, [], RunConfig).model.layer_quantizers()
         ours, fresh = self.config.model.layer_quantizers(), self.config.train.init_quantizers == "fresh"
-        return take_weights(self.model, weights, ours, theirs, run, fresh, self.corpus.tokenizer)
+        return take_weights(self.model, weights, ours, theirs, run, fresh, self.mixture.tokenizer)
 
     def finish(self, folder: Path) -> None:
         """Pictures of the run."""
@@ -196,7 +209,7 @@ class LanguageTask(Task):
 
     def check_resumes(self, folder: Path) -> None:
         """The same tokenizer by content: a file or a name on the hub may have become another since."""
-        if tokenizer_hash(folder) not in (None, self.corpus.tokenizer.sha256):
+        if tokenizer_hash(folder) not in (None, self.mixture.tokenizer.sha256):
             raise ConfigError(
                 f"data.tokenizer = {self.config.data.tokenizer}: is no longer the tokenizer that {folder} was trained "
                 f"with; data.tokenizer={folder / FILE} in a new run, or --overwrite"
@@ -204,7 +217,7 @@ class LanguageTask(Task):
 
     def begin(self, folder: Path) -> None:
         """The tokenizer belongs to the run."""
-        self.corpus.tokenizer.save(folder)
+        self.mixture.tokenizer.save(folder)
 
 
 class LoadedRun(NamedTuple):
@@ -223,7 +236,9 @@ def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet:
     config = config.written()
 
     def make(accelerator: Accelerator) -> LanguageTask:
-        on_main(accelerator, lambda: prepare(config.data) and None)  # one process tokenizes, the others find the tokens
+        on_main(
+            accelerator, lambda: prepare_sources(config.data) and None
+        )  # one process tokenizes, the others find the tokens
         return LanguageTask(config, accelerator.device)
 
     return train(config, make, resume, overwrite, quiet)

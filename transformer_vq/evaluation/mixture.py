@@ -1,0 +1,51 @@
+"""Numbers of a model on several sources: of each, and together.
+
+Together: the mean over sources, by their weights, of loss, bits per token, bits per byte and codebook health, what a
+text of a source drawn as in training is expected to cost, whatever the sizes of the splits; perplexity is exp(loss).
+`tokens` and `bytes` are sums. Numbers of a source are named SOURCE/bits_per_byte and the like.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from transformer_vq.data import Mixture
+from transformer_vq.evaluation.language import Context, evaluate
+from transformer_vq.models import TransformerVQ
+
+OF_A_SOURCE = ("loss", "bits_per_token", "bits_per_byte", "perplexity", "word_perplexity", "tokens", "bytes")
+SUMS = ("tokens", "bytes")
+
+
+def evaluate_sources(
+    model: TransformerVQ,
+    mixture: Mixture,
+    split: str,
+    context: Context = "full",
+    batch_size: int = 16,
+    max_tokens: int | None = None,
+    *,
+    reset_documents: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate` on every source's split, of which `max_tokens` are scored each; on one alone, just that."""
+    found = {
+        name: evaluate(model, file, context, batch_size, max_tokens, reset_documents=reset_documents, progress=progress)
+        for name, file in mixture.files(split).items()
+    }
+    if mixture.alone is not None:
+        return found[""]
+    shares = mixture.shares
+    first, *others = found.values()
+    together: dict[str, Any] = {"context": context}
+    for key in first:
+        if all(isinstance(numbers.get(key), int | float) for numbers in (first, *others)):
+            if key in SUMS:
+                together[key] = sum(numbers[key] for numbers in found.values())
+            elif key not in ("context", "word_perplexity"):
+                together[key] = math.fsum(shares[name] * numbers[key] for name, numbers in found.items())
+    together["perplexity"] = math.exp(together["loss"]) if together["loss"] < 700 else math.inf
+    by_source = {f"{name}/{key}": n[key] for name, n in found.items() for key in OF_A_SOURCE if key in n}
+    return {**together, **by_source}
