@@ -20,16 +20,17 @@ def is_name(spec: str) -> bool:
 def find(spec: str) -> Path:
     """The file, fetched once and kept in the hub's own cache.  Raises ConfigError, one line saying what was tried."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, _, revision = spec.removeprefix(PREFIX).partition("@")
     if not is_name(spec.removeprefix(PREFIX)):
         raise ConfigError(f"data.tokenizer = {spec}: written hf:NAME[@REVISION], as the hub has it")
-    why = ""
+    why, unreachable = "", False
     for file in FILES:
         try:
-            return Path(hf_hub_download(name, file, revision=revision or None))
-        except EntryNotFoundError as error:  # the next file may be there; without a network that is not known
+            return Path(hf_hub_download(name, file, revision=revision or None, local_files_only=unreachable))
+        except EntryNotFoundError as error:  # the next file may be there, or in the cache where there is no network
+            unreachable = isinstance(error, LocalEntryNotFoundError)
             why = why or " ".join(str(error).split())
         except Exception as error:  # no network, no such name, no access: the library has a class for each
             why = " ".join(str(error).split())
