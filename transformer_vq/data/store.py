@@ -1,7 +1,7 @@
 """Token files: a corpus tokenized once, memory-mapped afterwards.
 
     CACHE/KEY/meta.json, tokenizer.json, {train,valid,test}.tokens (raw, smallest unsigned type), .documents.npy (int64)
-    and, where a token is not a byte, .covers and .words: bytes of the text and beginnings of words under each token
+    and, where a token is not a byte, .covers and .words_begun: bytes of the text and words that begin under each token
     KEY = hash of (format, the source's content and splits, tokenizer, the settings of `data` that change tokens)
 
 An entry is written into a temporary folder beside it, flushed to the disk and renamed, under a lock: a folder with a
