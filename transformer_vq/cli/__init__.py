@@ -22,6 +22,7 @@ from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
 from transformer_vq.cli.doctor import doctor
 from transformer_vq.cli.evaluate import eval_
+from transformer_vq.cli.export import export
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
 from transformer_vq.cli.length import length
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plot": plot,
     "data": data,
     "convert": convert,
+    "export": export,
     "images": images,
     "encode": encode,
     "decode": decode,

@@ -17,6 +17,7 @@ class TransformerVQHubConfig(PreTrainedConfig):
     """
 
     model_type = "transformer_vq"
+    has_no_defaults_at_init = True  # all keys are written, those at their defaults too
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class TransformerVQHubConfig(PreTrainedConfig):
     ) -> None:
         """max_position_embeddings: what programs ask that cut texts; the model itself reads texts of any length."""
         settings = validate({**(model or {}), "vocab_size": vocab_size}, TransformerVQConfig)
-        self.model = settings.model_dump(mode="json", exclude={"vocab_size"}, exclude_defaults=False)
+        self.model = settings.model_dump(mode="json", exclude={"vocab_size"})
         self.vocab_size = vocab_size
         self.seed = seed
         self.use_cache = use_cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from transformer_vq.config.quantizer import FSQConfig, IFSQConfig
+from transformer_vq.config.quantizer import FSQConfig
 from transformer_vq.ops import fsq
 from transformer_vq.ops.estimators.rows import ste
 from transformer_vq.ops.nearest import lookup
@@ -27,7 +27,7 @@ class FiniteScalarQuantizer(ScheduledQuantizer):
 
     def __init__(self, config: FSQConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
         super().__init__(config, seed, layer)
-        self.squash = "sigmoid" if isinstance(config, IFSQConfig) else "tanh"
+        self.squash = "sigmoid" if str(config.kind) == "ifsq" else "tanh"
         self.project = Projection(heads, dim, len(config.levels), seed, layer)
         self.expand = Expansion(self.project, config.expansion, seed, layer)
 

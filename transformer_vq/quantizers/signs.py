@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transformer_vq.config.quantizer import BSQConfig, SignConfig
+from transformer_vq.config.quantizer import BSQConfig, LFQConfig
 from transformer_vq.ops import estimators, fsq
 from transformer_vq.ops.estimators.rows import ste
 from transformer_vq.ops.nearest import lookup
@@ -31,12 +31,12 @@ from transformer_vq.quantizers.scheduled import ScheduledQuantizer
 class SignQuantizer(ScheduledQuantizer):
     """`lfq` and `bsq`."""
 
-    config: SignConfig
+    config: LFQConfig | BSQConfig
 
-    def __init__(self, config: SignConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
+    def __init__(self, config: LFQConfig | BSQConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
         super().__init__(config, seed, layer)
         check_estimator(config.estimator)
-        self.spherical = isinstance(config, BSQConfig)
+        self.spherical = config.kind == "bsq"
         self.length = config.bits**-0.5 if self.spherical else 1.0
         self.project = Projection(heads, dim, config.bits, seed, layer)
         self.expand = Expansion(self.project, config.expansion, seed, layer)
