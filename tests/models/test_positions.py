@@ -71,8 +71,8 @@ def test_frozen_rows_are_the_rows():
 
 def test_sinusoid_dropout_hits_the_table_before_its_projection():
     module = position("xl", dropout_sinusoid=0.5)
-    table, draws = sinusoid(torch.arange(M + 1), D, 100.0, torch.float64), torch.tensor([5, 7])
-    keep = lasting_uniform(draws[0], 0, torch.arange(table.numel())).view_as(table) >= 0.5
+    table, draws = sinusoid(torch.arange(M + 1), D, 100.0, torch.float64), torch.tensor([5 << 21, 7])
+    keep = lasting_uniform(torch.tensor(5), 0, torch.arange(table.numel())).view_as(table) >= 0.5
     want = module.r_proj(table * keep * 2).view(M + 1, H, K).transpose(0, 1) / K**0.25
     assert torch.equal(module.rows(draws), want)
     assert not torch.equal(module.rows(draws.flip(0)), want)

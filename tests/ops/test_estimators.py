@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from transformer_vq.ops import estimators
+from transformer_vq.ops import counter, estimators
+from transformer_vq.ops.estimators.noise import as_noise, named
 from transformer_vq.ops.nearest import lookup, nearest_code
 
 K = 6
@@ -234,11 +235,11 @@ def test_gumbel_is_ibq_with_noise_that_repeats(monkeypatch):
         k_hat = estimators.apply("gumbel", k, q, codebook, codes, torch.Generator().manual_seed(seed))
         return torch.autograd.grad(k_hat.square().sum(), k)[0]
 
-    seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(0)))
-    uniform = torch.empty(5, 7, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(seed))
-    want = surrogate("gumbel", k, codebook, codes, 1.0, -uniform.log())
-    assert_same({"k": grad(0)}, {"k": torch.autograd.grad(want.square().sum(), k)[0]}, rtol=1e-10)
-    assert not torch.equal(grad(0), grad(1))
+    tokens = as_noise(torch.Generator().manual_seed(0), k).tokens
+    uniform = counter.uniform(counter.bits(tokens[0, :, None], torch.arange(7))).double()
+    want = surrogate("gumbel", k, codebook, codes, 1.0, -(-uniform.log()).log())
+    assert_same({"k": grad(0)}, {"k": torch.autograd.grad(want.square().sum(), k)[0]}, rtol=1e-5)  # fp32 noise
+    assert torch.equal(grad(0), grad(0)) and not torch.equal(grad(0), grad(1))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -333,13 +334,23 @@ def test_compiles_without_graph_breaks(name):
 
 
 @pytest.mark.parametrize("name", ["random_rotation", "gumbel", "nsvq", "diveq_noise", "sf_diveq"])
-def test_a_seed_draws_what_a_generator_with_it_draws(name):
+def test_a_seed_repeats_its_noise_and_rows_have_their_own(name):
     k, codebook, codes = quantized_case(torch.float64)
     q = lookup(codebook, codes).detach()
-    sources = torch.Generator().manual_seed(11), torch.tensor(11), torch.tensor(12)
-    values = [estimators.apply(name, k, q, codebook, codes, source) for source in sources]
-    a, b, c = (torch.autograd.grad(value.square().sum(), k)[0] for value in values)
-    assert torch.equal(values[0], values[1]) and torch.equal(a, b) and not torch.equal(b, c)
+
+    def grad(k, seed, first_row=0, first_place=0, part=slice(None), places=slice(None)):
+        where = torch.tensor(first_row), torch.tensor(first_place)
+        cut = (part, slice(None), places)
+        noise = named(torch.tensor(seed), *where, k[cut])
+        value = estimators.apply(name, k[cut], q[cut], codebook, codes[cut], noise)
+        return value, torch.autograd.grad(value.square().sum(), k)[0][cut]
+
+    (whole, a), (again, b), (_, c) = grad(k, 11), grad(k, 11), grad(k, 12)
+    assert torch.equal(whole, again) and torch.equal(a, b) and not torch.equal(a, c)
+    value, last = grad(k, 11, 1, 2, slice(1, None), slice(2, None))  # a cut within the batch and within the row
+    assert_same({"value": value, "k": last}, {"value": whole[1:, :, 2:], "k": a[1:, :, 2:]}, rtol=1e-14)
+    bare = estimators.apply(name, k, q, codebook, codes, torch.tensor(11))
+    assert torch.equal(bare, whole)
 
 
 def test_users_own_estimator_is_given_a_generator():

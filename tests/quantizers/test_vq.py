@@ -202,6 +202,7 @@ def test_estimators_that_teach_the_codebook_reach_it(estimator):
 
 def test_dead_codes_become_keys_of_the_step_with_sums_and_counts():
     q = vq(dead_code_threshold=0.995, ema=0.5)
+    q.age.fill_(q.time - 1)
     k = keys()
     codes = q(k).codes
     count = sums(k, codes, None)[1]
@@ -220,6 +221,7 @@ def test_dead_codes_become_keys_of_the_step_with_sums_and_counts():
 def test_dead_codes_of_a_gradient_codebook_are_replaced_in_place():
     q = vq(codebook="gradient", dead_code_threshold=2.0, ema=0.5)
     parameter, old = q.weight, q.weight.detach().clone()
+    q.age.fill_(q.time - 1)
     q(keys(B=1, T=4))
     q.apply_codebook_statistics()
     assert q.weight is parameter
@@ -233,6 +235,8 @@ def test_replacement_draws_depend_on_the_step():
     def replaced(step):
         q = vq(dead_code_threshold=1e6)
         q.set_step(step)
+        q.age.fill_(q.time)
+        q.ema_count.zero_()
         q(keys())
         q.apply_codebook_statistics()
         return q.codebook

@@ -30,7 +30,7 @@ class KeyQuantizer(Settings):
         0,
         ge=0,
         description="keys pass unquantized before this step; the codebook of vq is then made from that step's keys "
-        "(init: data: some of them; else by kmeans)",
+        "(init: data: some of them; else by kmeans), as with init",
     )
 
     @field_validator("commit_schedule")
@@ -73,7 +73,10 @@ class VQConfig(Estimated):
     codes: int = Field(512, ge=1, description="codebook rows per key head (S)")
     lookup: Literal["euclidean", "cosine"] = Field("euclidean", description="what `nearest` means")
     init: Literal["normal", "kmeans", "data"] = Field(
-        "normal", description="normal: the paper's; kmeans or data: from the first training batch's keys"
+        "normal",
+        description="normal: the paper's; kmeans or data: from the keys of the first step, all micro-batches and "
+        "processes (of more than 64 a code, or one a code with data, those that a hash of seed, step, row and place "
+        "puts first)",
     )
     codebook: Literal["ema", "gradient"] = Field("ema", description="what moves the codebook")
     ema: float = Field(0.99, ge=0, lt=1, description="γ, share of the old statistics kept at each optimizer step")
@@ -81,7 +84,10 @@ class VQConfig(Estimated):
         1.0, ge=0, description="codebook: gradient only; weight of ‖sg[k] - c‖², same sum and mean as commit"
     )
     dead_code_threshold: float = Field(
-        0.0, ge=0, description="codes whose running count falls below it are replaced by random keys; 0: never"
+        0.0,
+        ge=0,
+        description="codes whose running count falls below it are replaced by random keys, once a code has had its "
+        "time, the count's memory of 1/(1-ema) steps, at least 10; 0: never",
     )
     orthogonality_weight: float = Field(0.0, ge=0, description="weight of the codebook's orthogonality loss (gradient)")
     diversity_weight: float = Field(0.0, ge=0, description="weight of the negative entropy of the mean soft assignment")

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transformer_vq.config.images import TWICE_DECODED, ImagesConfig
-from transformer_vq.images.networks import Decoder, Encoder
+from transformer_vq.images.networks import Decoder, Encoder, PictureDropout
 from transformer_vq.images.quantize import LatentQuantizer, Latents
-from transformer_vq.ops import estimators
+from transformer_vq.ops import counter, estimators
+from transformer_vq.quantizers.seeds import seed_number
 
 
 class Reconstruction(NamedTuple):
@@ -46,9 +47,18 @@ class ImageModel(nn.Module):
             self.encoder = nn.Sequential(nn.PixelUnshuffle(config.patch), Encoder(*shape, *rest), into)
             self.decoder = nn.Sequential(back, Decoder(*shape, *rest), nn.PixelShuffle(config.patch))
         self.quantizer = LatentQuantizer(config, seed)
+        self.seed, self.rows_named = seed, False
+        self.noise, self.first_row = (torch.zeros((), dtype=torch.int64, device="cpu") for _ in range(2))
+        self.dropouts = [module for module in self.modules() if isinstance(module, PictureDropout) and module.p > 0]
 
     def forward(self, pictures: Tensor) -> Reconstruction:
         """pictures (B, C, h, w), -1 to 1."""
+        if self.training and self.dropouts:
+            seed = self.noise if self.rows_named else torch.randint(2**62, (), device=pictures.device)
+            rows = self.first_row + torch.arange(len(pictures), device=pictures.device)
+            states = counter.row_states(seed, rows)
+            for place, dropout in enumerate(self.dropouts):
+                dropout.states = counter.bits(states, torch.tensor(place, device=pictures.device))
         latents = self.quantizer(self.encoder(pictures))
         if self.training and self.quantizer.estimator in TWICE_DECODED and not self.quantizer.warming_up:
             return self._decode_twice(pictures, latents)
@@ -76,8 +86,18 @@ class ImageModel(nn.Module):
         return cast(Decoder, self.decoder[1])[-1].weight  # type: ignore[return-value]
 
     def set_step(self, step: int) -> None:
-        """Tell the quantizers the optimizer step."""
+        """Tell the optimizer step, on which schedules and noise depend."""
+        self.noise.fill_(seed_number(self.seed, step, "dropout"))
         self.quantizer.set_step(step)
+
+    def set_rows(self, first_row: int) -> None:
+        """Tell which row of the step's batch the next calls' first picture is: all noise follows from step and row.
+
+        It must not change between a forward pass and its backward pass.
+        """
+        self.rows_named = True
+        self.first_row.fill_(first_row)
+        self.quantizer.set_rows(first_row)
 
     def apply_codebook_statistics(self) -> None:
         """Move the codebooks by what forward passes in training collected: once per optimizer step."""

@@ -15,10 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transformer_vq.ops import counter
+
 
 def norm(channels: int) -> nn.GroupNorm:
     """Group norm with 32 groups, or as many as divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+class PictureDropout(nn.Dropout):
+    """Dropout that follows from names of the pictures, see ops/counter.py; without names torch's own."""
+
+    states: Tensor | None = None
+    """(B,) int64, set by the model before each of its forward passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, h, w) -> the same shape and dtype; the identity in evaluation."""
+        if self.states is None or not self.training:
+            return super().forward(x)
+        return counter.drop(x.flatten(1), self.p, self.states).view_as(x)
 
 
 class ResidualBlock(nn.Module):
@@ -29,7 +44,7 @@ class ResidualBlock(nn.Module):
         self.norm1, self.norm2 = norm(channels), norm(out_channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = PictureDropout(dropout)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from transformer_vq.config.images import IMAGE_ESTIMATORS, OFF_CODEBOOK, ImagesConfig
 from transformer_vq.ops import estimators
+from transformer_vq.ops.estimators.noise import named
 from transformer_vq.ops.nearest import lookup
 from transformer_vq.quantizers import Quantized, Quantizer, build_quantizer
-from transformer_vq.quantizers.seeds import seeded
+from transformer_vq.quantizers.seeds import seed_number
 
 
 class Stage(NamedTuple):
@@ -55,7 +56,7 @@ class LatentQuantizer(nn.Module):
         super().__init__()
         settings = config.quantizer
         self.parts, self.seed = config.product, seed
-        self.step, self.noise = 0, cast(torch.Generator | None, None)
+        self.noise, self.first_row = (torch.zeros((), dtype=torch.int64, device="cpu") for _ in range(2))
         self.estimator = getattr(settings, "estimator", "ste")
         self.temperature, self.alpha = getattr(settings, "temperature", 1.0), getattr(settings, "alpha", 1.0)
         self.cosine = getattr(settings, "lookup", "euclidean") == "cosine"
@@ -82,6 +83,7 @@ class LatentQuantizer(nn.Module):
         if self.cosine:
             k = F.normalize(k, dim=-1)
         rest, stages = k, []
+        self._name_cells(z.shape[2] * z.shape[3])
         for quantizer in self.quantizers:
             stages.append(Stage(rest, quantizer(rest)))
             rest = rest - stages[-1].result.quantized.detach()
@@ -109,23 +111,31 @@ class LatentQuantizer(nn.Module):
         return rearrange(torch.stack(rows).sum(0), "b part (h w) k -> b (part k) h w", h=h, w=w)
 
     def set_step(self, step: int) -> None:
-        """Tell the stages the optimizer step; the noise of this step depends on seed and step."""
-        self.noise = None
-        self.step = step
+        """Tell the stages the optimizer step; the noise of this step depends on seed, step and cell of the batch."""
+        self.noise.fill_(seed_number(self.seed, step, "image estimator"))
         for stage in self.quantizers:
             stage.set_step(step)
+
+    def set_rows(self, first_row: int) -> None:
+        """Tell which row of the step's batch the next forward passes' first picture is."""
+        self.first_row.fill_(first_row)
+
+    def _name_cells(self, cells: int) -> None:
+        """The batch is one row to a stage; a picture's cells have their places in that of the whole step."""
+        for stage in self.quantizers:
+            stage.set_rows(0, self.first_row * cells)
+        self.first_cell = self.first_row * cells
 
     def _estimate(self, k: Tensor, chosen: list[tuple[Tensor, Tensor]]) -> Tensor:
         """k̂ of k (1, H, N, K) and the sum of the rows that codebooks (H, S, K) and codes (1, H, N) name.
 
         The rows carry the gradient of a codebook that has one.
         """
-        if self.noise is None:
-            self.noise = seeded(self.seed, self.step, "image estimator", device=k.device)
+        noise = named(self.noise, torch.zeros_like(self.first_row), self.first_cell, k)
         books = [book.to(k.dtype) for book, _ in chosen]
         q = torch.stack([lookup(book, codes) for book, (_, codes) in zip(books, chosen, strict=True)]).sum(0)
         codebook, codes = (books[0], chosen[0][1]) if len(chosen) == 1 else (None, None)
-        return estimators.apply(self.estimator, k, q, codebook, codes, self.noise, self.temperature, self.alpha)
+        return estimators.apply(self.estimator, k, q, codebook, codes, noise, self.temperature, self.alpha)
 
     def _rows(self, z: Tensor) -> Tensor:
         """(B, H·K, h, w) -> (1, H, N, K)."""

@@ -160,6 +160,10 @@ class ImageTask(Task):
         self.step = step
         self.model.set_step(step)
 
+    def set_rows(self, first_row: int) -> None:
+        """Noise goes by row of the batch."""
+        self.model.set_rows(first_row)
+
     def after_update(self, player: str) -> None:
         """Once per optimizer step, over all micro-batches and processes."""
         if player == AUTOENCODER:
@@ -195,7 +199,7 @@ class ImageTask(Task):
         fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
         quantizer = {name for name in (*state, *weights) if name.startswith("quantizer.")}
         fresh = self.config.train.init_quantizers == "fresh" or bool(getattr(ours, "start_step", 0))
-        if fresh or theirs.kind != ours.kind or not quantizer <= fits:
+        if fresh or theirs.kind != ours.kind or not {n for n in quantizer if not n.endswith(".age")} <= fits:
             fits -= quantizer
         taken = {name: tensor for name, tensor in weights.items() if name in fits}
         if not taken:
@@ -254,7 +258,7 @@ def check_fits(config: ImageRunConfig, corpus: ImageCorpus) -> None:
         )
     q = images.quantizer
     if isinstance(q, VQConfig) and (q.init != "normal" or q.start_step):
-        pictures = min(len(corpus.splits["train"]), config.train.micro_batch or config.train.batch_size)
+        pictures = min(len(corpus.splits["train"]), config.train.batch_size)
         cells = pictures * (shape.height // images.factor) * (shape.width // images.factor)
         if cells < q.codes:
             raise ConfigError(

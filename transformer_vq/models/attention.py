@@ -49,6 +49,8 @@ class Context(NamedTuple):
     """(B,) int64, what the dropout that lasts a sequence follows from; None where there is none."""
     places: Tensor
     """(B, T) int64: of each real token in its document."""
+    tokens: Tensor | None = None
+    """(B, T) int64, what the dropout of entries follows from; None where there is none."""
 
 
 class VQAttention(nn.Module):

@@ -41,4 +41,5 @@ class GAU(VQAttention):
         q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
         v = self.split_heads(F.silu(v), kv_heads)
         o, after, quantized = self.attend(q, k, v, context, carried.attention)
-        return x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws), Carried(after, inputs), quantized
+        x = x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws, context.tokens)
+        return x, Carried(after, inputs), quantized

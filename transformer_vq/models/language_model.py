@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transformer_vq.config import ConfigError, TransformerVQConfig
 from transformer_vq.models.attention import Carried, Context, VQAttention
+from transformer_vq.models.dropout import RowDropout, fresh_draws
 from transformer_vq.models.gau import GAU
 from transformer_vq.models.init import embedding, linear
 from transformer_vq.models.norm import RMSNorm
@@ -24,10 +25,13 @@ from transformer_vq.models.positions import XLBias, sinusoid
 from transformer_vq.models.state import ModelState, locate
 from transformer_vq.models.transformer import TransformerBlock
 from transformer_vq.ops.cross_entropy import linear_logits, summed_cross_entropy
+from transformer_vq.ops.estimators.noise import named
 from transformer_vq.quantizers import Quantized, Quantizer
+from transformer_vq.quantizers.seeds import seed_number
 
 BLOCKS: dict[str, type[VQAttention]] = {"gau": GAU, "transformer": TransformerBlock}
 IGNORED = -100
+DROPPED = ("embedding", "residual", "layer", "sinusoid")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ class Backbone(nn.Module):
         generator = generator or torch.Generator().manual_seed(seed)
         self.embedding = embedding(config.vocab_size, config.width, generator)
         self.absolute_scale = nn.Parameter(torch.zeros(())) if config.absolute_positions else None
-        self.dropout = nn.Dropout(config.dropout_embedding)
+        self.dropout = RowDropout(config.dropout_embedding)
+        self.seed, self.rows_named = seed, False
+        self.noise, self.first_row, self.first_place = (
+            torch.zeros((), dtype=torch.int64, device="cpu") for _ in range(3)
+        )
         block = BLOCKS[config.block]
         self.layers = nn.ModuleList(block(config, i, seed, generator) for i in range(config.layers))
         self.norm = RMSNorm(config.width) if config.final_norm else nn.Identity()
@@ -98,15 +106,19 @@ class Backbone(nn.Module):
         zero = tokens.new_zeros(tokens.shape[0])
         before = (zero, zero) if state is None else (state.position, state.segment)
         draws = zero if state is None else state.draws
-        if self.training and (self.config.dropout_layer or self.config.dropout_sinusoid):
-            draws = torch.where(draws == 0, torch.randint_like(draws, 1, 2**62), draws)
+        dropped = None  # names of the tokens, where something is dropped
+        if self.training and any(getattr(self.config, f"dropout_{what}") for what in DROPPED):
+            seed = self.noise if self.rows_named else torch.randint(2**62, (), device=tokens.device)
+            dropped = named(seed, self.first_row, self.first_place, tokens[..., None], mask).tokens
+            rows = self.first_row + torch.arange(len(tokens), device=tokens.device)
+            draws = torch.where(draws == 0, fresh_draws(seed, rows), draws)
         positions, position, segment = locate(tokens.shape, before, segments, mask)
         x = self.embedding(tokens) if embedded is None else embedded
         if self.absolute_scale is not None:
             table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
             x = x + self.absolute_scale * table
-        x = self.dropout(x)
-        context = Context(segments, mask, draws, positions)
+        x = self.dropout(x, dropped)
+        context = Context(segments, mask, draws, positions, dropped)
         recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         after, quantized = [], []
         for i, layer in enumerate(self.layers):
@@ -161,9 +173,22 @@ class Backbone(nn.Module):
             quantizer.discard_codebook_statistics()
 
     def set_step(self, step: int) -> None:
-        """Tell every quantizer the optimizer step, on which schedules, warm-ups and seeded noise depend."""
+        """Tell the optimizer step, on which the quantizers' schedules and warm-ups, and seeded noise depend."""
+        self.noise.fill_(seed_number(self.seed, step, "dropout"))
         for quantizer in self.quantizers:
             quantizer.set_step(step)
+
+    def set_rows(self, first_row: int, first_place: int = 0) -> None:
+        """Tell which row of the step's batch the next calls begin with, and with which place in the row.
+
+        With the step, all noise and dropout follow from these: a batch may be cut at will. Call it before each forward
+        pass of a step that has several; it must not change before the backward pass is done.
+        """
+        self.rows_named = True
+        self.first_row.fill_(first_row)
+        self.first_place.fill_(first_place)
+        for quantizer in self.quantizers:
+            quantizer.set_rows(first_row, first_place)
 
 
 class TransformerVQ(Backbone):

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from transformer_vq.config import TransformerVQConfig
-from transformer_vq.models.dropout import lasting_uniform
+from transformer_vq.models.dropout import common_draw, lasting_uniform
 from transformer_vq.models.init import linear
 
 
@@ -79,7 +79,7 @@ class XLBias(nn.Module):
         if self.training and config.dropout_sinusoid > 0:
             assert draws is not None
             place = torch.arange(table.numel(), device=table.device).view_as(table)
-            keep = lasting_uniform(draws[0], self.layer, place) >= config.dropout_sinusoid
+            keep = lasting_uniform(common_draw(draws), self.layer, place) >= config.dropout_sinusoid
             table = torch.where(keep, table / (1 - config.dropout_sinusoid), 0)
         return rearrange(self.r_proj(table), "distance (h k) -> h distance k", h=config.heads) / self.tau
 

@@ -54,5 +54,6 @@ class TransformerBlock(VQAttention):
         k, v = self.kv_proj(y).split(self.widths, -1)
         q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
         o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, carried.attention)
-        x = x + self.dropout(self.out_proj(o), context.draws)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, place=1), Carried(after, inputs), quantized
+        x = x + self.dropout(self.out_proj(o), context.draws, context.tokens)
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, context.tokens, place=1)
+        return x, Carried(after, inputs), quantized

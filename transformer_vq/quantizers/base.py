@@ -45,6 +45,18 @@ class Quantizer(nn.Module):
     def set_step(self, step: int) -> None:
         """Tell the optimizer step, on which schedules, warm starts and seeded noise depend."""
 
+    def set_rows(self, first_row: int | Tensor, first_place: int | Tensor = 0) -> None:
+        """Tell which row of the step's batch the next forward passes' first row is, and at which place rows begin.
+
+        Noise follows from both, and from the step; it must not change between a forward pass and its backward pass.
+        Nobody told: rows from 0, places from 0.
+        """
+
+    @property
+    def due(self) -> bool:
+        """True when the codebook is to be made from keys of this step, before anything else is done in it."""
+        return False
+
     def wake(self) -> None:
         """Tensors were written by someone else than `load_state_dict`: what Python knows of them is read anew."""
 

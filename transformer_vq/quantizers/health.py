@@ -5,7 +5,8 @@
     norm_ratio         mean of ‖q‖/‖k‖ over keys; well below 1 is where `rotation` starves the task gradient
     cosine             mean of cos(k, q)
     relative_error     mean of ‖k − q‖/‖k‖, each capped at 10  [as in the reference]
-    running_perplexity, dead_codes    of the running counts, where a kind has them
+    running_perplexity, dead_codes    of the running counts, where a kind has them; those begin equal, so that the first
+                       tells about the keys only after a run of 1/(1−γ) steps
 
 Axes:  B batch  H heads  T length  K key width  S codes
 """
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops.numerics import wide_dtype
+
+ROUNDING = 1e-5  # of a running count that stands at its threshold: nobody dies of the last digits
 
 
 def code_counts(codes: Tensor, size: int, mask: Tensor | None) -> Tensor:
@@ -72,5 +75,5 @@ def running_health(ema_count: Tensor, threshold: float) -> dict[str, Tensor]:
     """Metrics of the running counts (H, S): their perplexity, and the number of codes per head below `threshold`."""
     return {
         "running_perplexity": perplexity(ema_count),
-        "dead_codes": (ema_count < threshold).sum(-1).to(ema_count.dtype).mean(),
+        "dead_codes": (ema_count < threshold * (1 - ROUNDING)).sum(-1).to(ema_count.dtype).mean(),
     }

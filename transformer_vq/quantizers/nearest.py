@@ -26,6 +26,7 @@ class NearestQuantizer(ScheduledQuantizer):
     def __init__(self, config: VQConfig | SimVQConfig, seed: int, layer: int, *, sees_keys_first: bool = False) -> None:
         super().__init__(config, seed, layer, sees_keys_first=sees_keys_first)
         check_estimator(config.estimator)
+        self.has_noise = estimators.draws(config.estimator)
 
     def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
         """k (B, H, T, K), mask (B, T)."""
@@ -39,12 +40,13 @@ class NearestQuantizer(ScheduledQuantizer):
         if self.training and not self.warming_up:
             self.collect(k, codes, counts, mask)
         loss = self.weighted(committed) + self.codebook_loss(k, nearest, codebook, mask)
-        return Quantized(codes, self.estimate(k, nearest, codebook, codes), loss, committed, metrics)
+        return Quantized(codes, self.estimate(k, nearest, codebook, codes, mask), loss, committed, metrics)
 
-    def estimate(self, k: Tensor, nearest: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
+    def estimate(self, k: Tensor, nearest: Tensor, codebook: Tensor, codes: Tensor, mask: Tensor | None) -> Tensor:
         """`nearest`, with the gradient of the chosen estimator."""
         name, temperature, alpha = self.config.estimator, self.config.temperature, self.config.alpha
-        return estimators.apply(name, k, nearest, codebook, codes, self.noise, temperature, alpha)
+        noise = self.names(k, mask) if self.has_noise else None
+        return estimators.apply(name, k, nearest, codebook, codes, noise, temperature, alpha)
 
     def codebook_loss(self, k: Tensor, nearest: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor | float:
         """What moves the codebook by gradient, weighted: the commitment's distance with its roles exchanged."""

@@ -88,6 +88,10 @@ class ToyTask(Task):
         """Quantizers have schedules and warm-ups."""
         self.model.quantizer.set_step(step)
 
+    def set_rows(self, first_row: int) -> None:
+        """The points of a batch are one row of keys to the quantizer."""
+        self.model.quantizer.set_rows(0, first_row)
+
     def after_update(self, player: str) -> None:
         """Once per optimizer step."""
         self.model.quantizer.apply_codebook_statistics()

@@ -137,6 +137,10 @@ class LanguageTask(Task):
         layers = enumerate(cast(Iterable[VQAttention], self.model.layers))
         self.probe = KeyProbe({i: layer.quantizer for i, layer in layers if layer.quantizes})
 
+    def set_rows(self, first_row: int) -> None:
+        """Noise goes by row of the batch."""
+        self.model.set_rows(first_row)
+
     def after_update(self, player: str) -> None:
         """Once per optimizer step, over all micro-batches and processes."""
         self.model.apply_codebook_statistics()

@@ -60,7 +60,8 @@ def take_weights(
     fits = {name for name, tensor in weights.items() if name in state and state[name].shape == tensor.shape}
     for i, (a, b) in enumerate(zip(theirs, ours, strict=False)):
         mine = {name for name in (*state, *weights) if name.startswith(f"layers.{i}.quantizer.")}
-        if fresh or a.kind != b.kind or not mine <= fits or getattr(b, "start_step", 0):
+        needed = {name for name in mine if not name.endswith(".age")}  # which is there with dead_code_threshold alone
+        if fresh or a.kind != b.kind or not needed <= fits or getattr(b, "start_step", 0):
             fits -= mine
     same_tokens = tokenizer is None or tokenizer_hash(run) == tokenizer.sha256
     if not same_tokens:

@@ -76,6 +76,10 @@ class RecallTask(Task):
         """Quantizers have schedules and warm-ups."""
         self.model.set_step(step)
 
+    def set_rows(self, first_row: int) -> None:
+        """Noise goes by row of the batch."""
+        self.model.set_rows(first_row)
+
     def after_update(self, player: str) -> None:
         """Once per optimizer step."""
         self.model.apply_codebook_statistics()

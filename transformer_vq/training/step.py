@@ -4,14 +4,15 @@
     check           loss terms and gradient norm are finite, or NotFinite is raised before anything has moved
     update          clip, decay, step at `learning_rate(step)`; then the task applies its codebook statistics
 
-Whatever is random comes from (seed, step, process, micro-batch): a resumed run repeats it bit for bit.
+Noise and dropout follow from (seed, step, row of the batch), however rows are spread. Torch's global generators, for
+modules of others, are seeded from (seed, step, process, micro-batch). So a resumed run repeats everything bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from transformer_vq.config.run import OptimizationConfig
+from transformer_vq.quantizers import Quantizer
+from transformer_vq.quantizers.scheduled import Gathered, ScheduledQuantizer
 from transformer_vq.training.distributed import everyones, share_gradients, sum_over_processes
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.schedule import learning_rate
@@ -79,6 +82,7 @@ class Stepper:
         mine = [sum(b.counts[name] for b in batches) for name in names]
         totals = torch.tensor([*mine, sum(b.units for b in batches)], device=self.accelerator.device)
         *counts, units = sum_over_processes(totals, self.accelerator).tolist()
+        self._first_codebooks(step, batches)
         record: dict[str, float] = {}
         for turn, name in enumerate(task.players):
             values = self._turn(turn, name, step, batches, dict(zip(names, counts, strict=True)))
@@ -93,7 +97,7 @@ class Stepper:
         optimizers.zero_grad()
         outputs: list[Losses] = []
         for batch in batches:
-            self._seed_random(step, batch.slot, turn)
+            self._begin_forward(step, batch, turn)
             synchronise = batch.slot == len(batches) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(self.modules[name]):
                 losses = self._forward(name, batch)
@@ -116,9 +120,36 @@ class Stepper:
         self.task.after_update(name)
         return {"loss": loss, **self.task.report(name, summed), "lr": rate, "grad_norm": size, **metrics}
 
-    def _forward(self, name: str, batch: MicroBatch) -> Losses:
+    @torch.no_grad()
+    def _first_codebooks(self, step: int, batches: Sequence[MicroBatch]) -> None:
+        """Make the codebooks that are due from the keys of the whole step, all micro-batches and processes.
+
+        In the order of the layers, one pass over the step's batch for each: a layer's keys are those behind codebooks
+        that stand already. A pass ends where that layer has its keys, and leaves nothing else behind.
+        """
+        for turn, (name, player) in enumerate(self.task.players.items()):
+            due = [m for m in player.module.modules() if isinstance(m, ScheduledQuantizer) and m.due]
+            if not due:
+                continue
+            with torch.compiler.set_stance("force_eager"):
+                for quantizer in due:
+                    quantizer.gather()
+                    for batch in batches:
+                        self._begin_forward(step, batch, turn)
+                        with suppress(Gathered):
+                            self._forward(name, batch, player.module)
+                    quantizer.finish_gathering()
+            for module in player.module.modules():
+                if isinstance(module, Quantizer):
+                    module.discard_codebook_statistics()
+
+    def _begin_forward(self, step: int, batch: MicroBatch, turn: int) -> None:
+        self._seed_random(step, batch.slot, turn)
+        self.task.set_rows(self.slices[batch.slot].start)
+
+    def _forward(self, name: str, batch: MicroBatch, module: nn.Module | None = None) -> Losses:
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
-            return self.task.losses(name, self.modules[name], batch)
+            return self.task.losses(name, self.modules[name] if module is None else module, batch)
 
     def _gather(self, outputs: Sequence[Losses]) -> tuple[dict[str, float], dict[str, float]]:
         """Loss terms of the whole step; metrics averaged over its rows."""

@@ -96,6 +96,9 @@ class Task(ABC):
     def set_step(self, step: int) -> None:  # noqa: B027
         """A step begins."""
 
+    def set_rows(self, first_row: int) -> None:  # noqa: B027
+        """The next `losses` reads the rows of the step's batch from this one on: noise goes by row."""
+
     def after_update(self, player: str) -> None:  # noqa: B027
         """The player's parameters have just moved: codebook statistics are applied here."""
 

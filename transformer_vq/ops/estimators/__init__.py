@@ -1,7 +1,7 @@
 """How a gradient passes a quantized key: every estimator is one function of (k, q, what else it names) -> k̂.
 
-A function's parameters say what it needs: `k`, `q`, and any of `codebook`, `codes`, `generator`,
-`temperature`, `alpha`.
+A function's parameters say what it needs: `k`, `q`, and any of `codebook`, `codes`, `noise`, `generator`,
+`temperature`, `alpha`; `noise` names its random numbers by row and place, a `generator` draws them in order (noise.py).
 To add one: write the function, add its name to the dict below (or name it `module:function` in a config).
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from transformer_vq.ops.estimators.error import diveq, diveq_noise, nsvq, sf_diveq
-from transformer_vq.ops.estimators.noise import Source, as_generator
+from transformer_vq.ops.estimators.noise import Source, as_generator, as_noise
 from transformer_vq.ops.estimators.rows import (
     random_rotation,
     reflection,
@@ -54,7 +54,7 @@ LOSS_ESTIMATORS: dict[str, Estimator] = {"exact": exact, "hessian": hessian}
 """Functions of (k, q, loss) that run the decoder twice."""
 
 TAKE_A_SEED = ("random_rotation", "gumbel", *IMAGE_ESTIMATORS)
-"""Their `generator` may be a seed; to others, a user's own among them, a generator is given."""
+"""Their `generator` may be a seed or `Noise`; to others, a user's own among them, a generator is given."""
 
 _OFF = "its value is off the codebook in training, and a key in the cache is known by its code alone"
 _TWICE = "it runs the decoder a second time, which only the image models have"
@@ -77,6 +77,11 @@ def register(name: str, estimator: Estimator) -> None:
 def uses(name: str, argument: str) -> bool:
     """Whether the estimator takes `argument`, like "generator"."""
     return argument in inspect.signature(resolve(name, ESTIMATORS | IMAGE_ESTIMATORS, "estimator")).parameters
+
+
+def draws(name: str) -> bool:
+    """Whether the estimator has noise."""
+    return uses(name, "generator") or uses(name, "noise")
 
 
 def check(name: str, on_keys: bool = True) -> None:
@@ -103,7 +108,8 @@ def apply(
     """k̂ of the named estimator: forward bitwise q, gradient of the keys (and of q or the codebook) by its rule.
 
     k, q (..., K), q the codebook row of each key; codebook (H, S, K) and codes (B, H, T) where the estimator uses them;
-    generator: on the device of k, or a () int64 tensor that seeds one (see noise.py), where the estimator draws noise;
+    generator: on the device of k, or a () int64 tensor as seed, or a `Noise` that names each token (see noise.py),
+    where the estimator has noise;
     temperature is that of the softmax family, alpha that of `diveq`.
     name: a key of `ESTIMATORS` or `IMAGE_ESTIMATORS` (whose forward is not q), or `module:function`.
     Raises ValueError for an unknown name, unequal shapes, or a missing argument that the estimator needs.
@@ -117,6 +123,7 @@ def apply(
         "codebook": codebook,
         "codes": codes,
         "generator": generator,
+        "noise": generator,
         "temperature": temperature,
         "alpha": alpha,
     }
@@ -125,6 +132,8 @@ def apply(
         chosen[parameter.name] = offered.get(parameter.name, parameter.default)
         if parameter.name == "generator" and name not in TAKE_A_SEED:
             chosen["generator"] = as_generator(generator, k.device)
+        if parameter.name == "noise" and generator is not None:
+            chosen["noise"] = as_noise(generator, k)
         if chosen[parameter.name] is None and parameter.default is parameter.empty:
             raise ValueError(f"estimator {name}: needs {parameter.name}")
     return estimator(k, q, **chosen)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from transformer_vq.ops.estimators.noise import Source, normal, uniform
+from transformer_vq.ops.estimators.noise import Source, normal, uniform_per_code
 from transformer_vq.ops.estimators.through import Pulled, through
 from transformer_vq.ops.nearest import lookup, nearest_code
 from transformer_vq.ops.numerics import direction, dot, largest_entry
@@ -55,14 +55,14 @@ def diveq_noise(k: Tensor, q: Tensor, generator: Source) -> Tensor:
 def sf_diveq(k: Tensor, q: Tensor, codebook: Tensor, generator: Source) -> Tensor:
     """Space-filling DiVeQ, detached form: the nearest of S−1 random points on the segments between neighbouring codes.
 
-    With λ_s uniform in [0, 1], one per segment, the point is (1−λ)c_s + λ c_{s+1}, and each end moves as in `diveq`:
+    With λ_s uniform in [0, 1], one per segment and step, the point is (1−λ)c_s + λ c_{s+1}; ends move as in `diveq`:
     k̂ = k + (1−λ)‖c_s−k‖·sg(d̂_s) + λ‖c_{s+1}−k‖·sg(d̂_{s+1})  [2509.26469]. Images only; q is not used.
     k (B, H, T, K), codebook (H, S, K) with S >= 2.
     """
     S = codebook.shape[1]
     if S < 2:
         raise ValueError(f"sf_diveq: codebook {tuple(codebook.shape)} has no segment; it needs two codes")
-    share = uniform(codebook[:, :-1, :1], generator).to(codebook.dtype)
+    share = uniform_per_code(codebook[:, :-1, :1], generator).to(codebook.dtype)
     first, second = codebook[:, :-1], codebook[:, 1:]
     segment = nearest_code(k, torch.lerp(first, second, share))
     to_first, to_second = (lookup(end, segment).to(k.dtype) - k for end in (first, second))

@@ -76,8 +76,8 @@ def reflection(k: Tensor, q: Tensor) -> Tensor:
 def random_rotation(k: Tensor, q: Tensor, generator: Source) -> Tensor:
     """G = (‖q‖/‖k‖) times a rotation by the angle of `rotation`, in a random plane through k̄; a control.
 
-    generator: on the device of k, or a seed (see noise.py). Made from (seed, step, layer) it lets a recomputed forward
-    pass draw the same planes.
+    generator: on the device of k, or a seed, or names (see noise.py); the last two let a recomputed forward pass find
+    the same planes.
     """
     return through(k, q, _random_rotation, normal(k, generator))
 

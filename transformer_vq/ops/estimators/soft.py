@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformer_vq.ops.estimators.noise import Source, seed_of
+from transformer_vq.ops import counter
+from transformer_vq.ops.estimators.noise import Source, as_noise
 from transformer_vq.ops.numerics import full_precision, largest_entry, multiply_within, wide_dtype
 
 ALIVE = 2**20  # probabilities that exist at once, in a chunk of keys
@@ -38,8 +39,8 @@ def ibq(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: floa
 def gumbel(
     k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, generator: Source, temperature: float = 1.0
 ) -> Tensor:
-    """Gradient of a softmax with Gumbel noise; one draw from `generator` seeds the noise of the call."""
-    return _Soft.apply(k, q, codebook, codes, temperature, False, seed_of(generator))
+    """Gradient of a softmax with Gumbel noise, which follows from `generator` (see noise.py)."""
+    return _Soft.apply(k, q, codebook, codes, temperature, False, as_noise(generator, k).tokens)
 
 
 def reinmax(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: float = 1.0) -> Tensor:
@@ -56,7 +57,7 @@ class _Soft(torch.autograd.Function):
         codes: Tensor,
         temperature: float,
         second_order: bool,
-        seed: Tensor | None,
+        tokens: Tensor | None,
     ) -> Tensor:
         if codebook.dim() != 3 or k.dim() != 4 or codebook.shape[::2] != (k.shape[1], k.shape[3]):
             raise ValueError(f"codebook has shape {tuple(codebook.shape)}; keys {tuple(k.shape)} need (H, S, K)")
@@ -64,30 +65,30 @@ class _Soft(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        k, _, codebook, codes, ctx.temperature, ctx.second_order, seed = inputs
-        ctx.save_for_backward(k, codebook, codes, seed)
+        k, _, codebook, codes, ctx.temperature, ctx.second_order, tokens = inputs
+        ctx.save_for_backward(k, codebook, codes, tokens)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        k, codebook, codes, seed = ctx.saved_tensors
-        grad_k, grad_c = _soft_gradients(k, codebook, codes, grads[0], ctx.temperature, ctx.second_order, seed)
+        k, codebook, codes, tokens = ctx.saved_tensors
+        grad_k, grad_c = _soft_gradients(k, codebook, codes, grads[0], ctx.temperature, ctx.second_order, tokens)
         return grad_k, None, grad_c, None, None, None, None
 
 
 @torch.library.custom_op("transformer_vq::soft_gradients", mutates_args=())
 def _soft_gradients(
-    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, seed: Tensor | None
+    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, tokens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of keys and codebook, by heads, batch rows and chunks. Opaque to the compiler, as `nearest_code` is."""
     wide = wide_dtype(k, codebook, g)
     chunk = max(1, ALIVE // codebook.shape[1])
-    noise = None if seed is None else torch.Generator(k.device).manual_seed(int(seed))
     grad_k, grad_c = torch.empty_like(k), torch.zeros(codebook.shape, dtype=wide, device=k.device)
     with full_precision(k.device):
         for h, c in enumerate(codebook.to(wide)):
             for b, start in itertools.product(range(k.shape[0]), range(0, k.shape[2], chunk)):
                 part = (b, h, slice(start, start + chunk))
                 keys, slopes, taken = k[part].to(wide), g[part].to(wide), codes[part]
+                noise = None if tokens is None else _gumbel(tokens[b, part[2]], h, c.shape[0])
                 grad_k[part], to_c = _pull(keys, c, taken, slopes, temperature, second_order, noise, k.dtype)
                 grad_c[h] += to_c.index_add(0, taken, slopes)  # and as the row that was taken
     limit = torch.finfo(codebook.dtype).max
@@ -96,7 +97,7 @@ def _soft_gradients(
 
 @_soft_gradients.register_fake
 def _(
-    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, seed: Tensor | None
+    k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, tokens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(k), torch.empty_like(codebook)
 
@@ -108,7 +109,7 @@ def _pull(
     g: Tensor,
     temperature: float,
     second_order: bool,
-    noise: torch.Generator | None,
+    noise: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Gradients through π of one head's keys (N, K), in `dtype`, and of its codebook (S, K).
@@ -128,7 +129,7 @@ def _pull(
     inner = (2 / temperature * c_size * k_size).clamp_max(most) * (keys @ codebook.T)
     theta = inner - (c_size / temperature * c_size).clamp_max(most) * codebook.square().sum(-1)  # ‖k‖² is common
     if noise is not None:
-        theta -= torch.empty_like(theta).exponential_(generator=noise).clamp_min(limits.tiny).log() / temperature
+        theta += noise / temperature
     slope = _reinmax_slope if second_order else _softmax_slope
     to_theta = slope(theta, codes, slopes @ codebook.T)  # of π·(C g), in units of c_size · g_size
 
@@ -137,6 +138,12 @@ def _pull(
     weight = to_theta * g_size
     to_c = weight.T @ (keys * (k_size / longest)) - weight.sum(0)[:, None] * codebook * (c_size / longest)
     return torch.where(ok, pulled, g.to(dtype)), multiply_within(2 / temperature * c_size * longest, to_c, k.dtype)
+
+
+def _gumbel(tokens: Tensor, head: int, size: int) -> Tensor:
+    """−ln(−ln u), (N, S) fp32, of a head's tokens (N) int64."""
+    entries = head * size + torch.arange(size, device=tokens.device)
+    return -(-counter.uniform(counter.bits(tokens[:, None], entries)).log()).log()
 
 
 def _softmax_slope(theta: Tensor, codes: Tensor, a: Tensor) -> Tensor:
