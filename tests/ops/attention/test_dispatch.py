@@ -33,7 +33,7 @@ def test_a_backend_of_ones_own():
 
 
 def test_every_backend_takes_an_empty_call():
-    for name in BACKENDS:
+    for name in BACKENDS.keys() - {"triton"}:  # needs a GPU
         assert call(attention_case(T=0), backend=name)[0].shape == (2, 2, 0, 3)
 
 

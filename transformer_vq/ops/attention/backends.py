@@ -11,6 +11,7 @@ from transformer_vq.ops.attention import blockwise
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.quadratic import quadratic
 from transformer_vq.ops.attention.recurrent import recurrent
+from transformer_vq.ops.attention.triton import triton_attention
 from transformer_vq.ops.resolve import resolve
 
 Backend = Callable[[Call], Tensor]
@@ -38,6 +39,7 @@ BACKENDS: dict[str, Backend] = {
     "quadratic": quadratic,
     "blockwise": TrainableBackend(blockwise.blockwise, blockwise.notes, blockwise.forward, blockwise.backward),
     "recurrent": recurrent,
+    "triton": triton_attention,
 }
 
 

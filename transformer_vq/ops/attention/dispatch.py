@@ -14,6 +14,7 @@ from transformer_vq.ops.attention.carry import next_state
 from transformer_vq.ops.attention.op import attend
 from transformer_vq.ops.attention.padding import pick, real_first
 from transformer_vq.ops.attention.state import AttentionState
+from transformer_vq.ops.attention.triton import refusal
 
 SHORT = 32
 """Up to this many tokens the quadratic form is taken: at 16 it needs 0.7 of block-wise time, at 64 already 1.1."""
@@ -58,7 +59,12 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
 
 
 def resolve_backend(name: str, device: torch.device | str, T: int) -> tuple[str, str]:
-    """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word."""
+    """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word.
+
+    Raises ValueError, in one line, where it cannot run on this device at all.
+    """
+    if name == "triton" and (why := refusal(device)):
+        raise ValueError(why)
     if name != "auto":
         return name, "asked for by name"
     if T == 1:

@@ -1,0 +1,83 @@
+"""How large the pieces are that a program works on: a fixed table, so that all runs round alike.
+
+Entries follow what a prototype compiled to for sm_80 and sm_90 without spills; no timing stands behind them yet.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """Rows and columns of a product, and how it is compiled."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int = 2
+
+
+class Tiles(NamedTuple):
+    """Of one call."""
+
+    forward: Tile
+    """Queries × keys."""
+    queries: Tile
+    """Queries × keys."""
+    keys: Tile
+    """Keys × queries."""
+    sums: Tile
+    """Codes × keys."""
+    sweep: Tile
+    """Codes × queries."""
+    renewal: int = 512
+    """Tokens between two renewals of the cache, at least; a multiple of L under the gradient rule `block`."""
+    group: int = 8
+    """Blocks that one program of the sweep walks through."""
+
+
+SUMS = Tile(64, 64, 4, 3)
+NARROW = Tile(64, 32, 4)
+INTERPRETED = Tiles(*[Tile(16, 16, 4)] * 5, renewal=512, group=8)
+"""Of the interpreter, where only the number of steps counts."""
+
+PLAIN = {
+    (90, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(128, 64, 8)),
+    (90, 128): Tiles(Tile(128, 64, 8), Tile(128, 64, 8), Tile(128, 32, 8, 3), SUMS, Tile(128, 64, 8)),
+    (90, 256): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(64, 16, 8), SUMS, Tile(64, 64, 8)),
+    (80, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(64, 64, 4)),
+    (80, 128): Tiles(Tile(128, 32, 8), Tile(64, 64, 8), Tile(64, 64, 8), SUMS, Tile(64, 64, 4)),
+    (80, 256): Tiles(Tile(64, 32, 4), Tile(64, 64, 8), Tile(64, 64, 8), SUMS, Tile(64, 32, 8)),
+}
+"""(architecture, width): without positions, documents and carried keys, 16-bit tensors."""
+
+MORE = {
+    (90, 64): PLAIN[90, 64],
+    (90, 128): PLAIN[90, 128]._replace(forward=Tile(128, 32, 8), queries=Tile(64, 32, 8), keys=Tile(128, 32, 8)),
+    (90, 256): PLAIN[90, 256]._replace(forward=Tile(64, 32, 8), queries=Tile(64, 16, 8), keys=Tile(64, 16, 8)),
+    (80, 64): PLAIN[80, 64],
+    (80, 128): PLAIN[80, 128]._replace(forward=Tile(64, 32, 8), queries=Tile(64, 32, 8), keys=Tile(64, 32, 4)),
+    (80, 256): PLAIN[80, 256]._replace(forward=Tile(64, 32, 8), queries=Tile(64, 16, 8), keys=Tile(64, 16, 8)),
+}
+"""The same with any of them: more tensors at once."""
+
+SINGLE = Tiles(*[Tile(32, 32, 8, 1)] * 3, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1))
+"""fp32 tensors, whatever the widths."""
+
+
+def interpreted() -> bool:
+    """Whether kernels run on the CPU: TRITON_INTERPRET=1 was set before triton came."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def tiles(arch: int, K: int, V: int, dtype: torch.dtype, more: bool) -> Tiles:
+    """`arch` is 80 for sm_80; the nearest one below that has entries is taken. `more`: bias, rotation, documents."""
+    if interpreted():
+        return INTERPRETED
+    if dtype == torch.float32:
+        return SINGLE
+    width = next(w for w in (64, 128, 256) if max(K, V) <= w)
+    return (MORE if more else PLAIN)[90 if arch >= 90 else 80, width]
