@@ -46,18 +46,25 @@ class Reservoir:
 
     def join(self, like: Tensor | None = None) -> Tensor:
         """(H, n, K) of all processes, the same on each. Every process must call it; like: one that kept nothing."""
+        keys, n = self.ranked(like)
+        return keys[:, : int(n)]
+
+    def ranked(self, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same with padding behind, (H, at most size, K), and n, () int64: nothing is read on the host."""
         if self._keys is None or self._hashes is None:
             assert like is not None
             empty = torch.promote_types(like.dtype, torch.float32)
             self._keys = torch.zeros(like.shape[1], 0, like.shape[3], dtype=empty, device=like.device)
             self._hashes = torch.zeros(0, dtype=torch.int64, device=like.device)
         keys, hashes = join_processes(self._keys), join_processes(self._hashes[None, :, None])[0, :, 0]
-        self._keys, self._hashes = None, None
-        self._merge(keys, hashes)
-        return self.keys(keys[None])
+        self._keys, self._hashes = self._least(keys, hashes)
+        return self._keys, (self._hashes != PADDING).sum()
 
     def _merge(self, keys: Tensor, hashes: Tensor) -> None:
         if self._keys is not None and self._hashes is not None:
             keys, hashes = torch.cat([self._keys, keys], 1), torch.cat([self._hashes, hashes])
+        self._keys, self._hashes = self._least(keys, hashes)
+
+    def _least(self, keys: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
         order = hashes.argsort(stable=True)[: self.size]
-        self._keys, self._hashes = keys[:, order], hashes[order]
+        return keys[:, order], hashes[order]

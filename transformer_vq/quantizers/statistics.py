@@ -64,10 +64,10 @@ class Statistics:
 
         Those of the step that a hash puts first, in its order: a batch may be cut at will. Every process must call it.
         """
-        pool = self._candidates.join(like[None]).to(like.dtype)
+        pool, n = self._candidates.ranked(like[None])
         rows = torch.zeros_like(like)
-        rows[:, : pool.shape[1]] = pool
-        return rows, torch.tensor(pool.shape[1], device=like.device)
+        rows[:, : pool.shape[1]] = pool.to(like.dtype)
+        return rows, n
 
 
 def key_sums(k: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,120 @@
+"""The whole model on a device that does not exist: what mixes devices, or makes the host wait for one, is an error.
+
+    python fake_device.py GUARD.so        prints a JSON list of {variant, how, error}; error is null where all went well
+
+Fake tensors have shapes, types and devices but no numbers: reading one on the host raises, as does an operation over
+tensors on two devices. A process of its own, because a guard that is registered stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from transformer_vq import TransformerVQ, TransformerVQConfig
+
+DEVICE = "ipu:0"
+SIZES: dict[str, Any] = {"vocab_size": 64, "layers": 2, "width": 32, "key_dim": 16, "value_dim": 32, "window": 16}
+SIZES |= {"block_len": 16, "quantizer": {"kind": "vq", "codes": 32}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "xl": {"position": "xl"},
+    "rotary": {"position": "rotary", "block": "transformer", "heads": 4, "kv_heads": 2, "conv": 3},
+    "scalar": {"position": "scalar"},
+    "none": {"position": "none", "cache": False},
+    "paper": {"gradients": "block", "tied_embedding": True, "absolute_positions": True},
+    "dropout": {f"dropout_{where}": 0.1 for where in ("embedding", "sinusoid", "residual", "layer")},
+    "full": {"quantizer": {"kind": "none"}},
+    "fsq": {"quantizer": {"kind": "fsq", "levels": [8, 4]}},
+    "simvq": {"quantizer": {"kind": "simvq", "codes": 32}},
+    **{
+        name: {"quantizer": {"kind": "vq", "codes": 32, "codebook": "gradient", "estimator": name}}
+        for name in ("rotation", "random_rotation", "diveq", "gumbel", "reinmax", "ibq")
+    },
+    "dead codes": {"quantizer": {"kind": "vq", "codes": 32, "dead_code_threshold": 1.0}},
+}
+
+
+def on_device(model: TransformerVQ) -> TransformerVQ:
+    """With fake tensors on the device in place of parameters and buffers; `.to()` cannot do that."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                fake = torch.empty(p.shape, dtype=p.dtype, device=DEVICE)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device=DEVICE)
+    return model
+
+
+def train(model: TransformerVQ, **inputs: torch.Tensor) -> None:
+    """Two steps, the second from the state of the first."""
+    tokens = torch.zeros(2, 64, dtype=torch.int64, device=DEVICE)
+    out = model(tokens, labels=tokens, logits=False, **inputs)
+    out.loss.backward()
+    model.apply_codebook_statistics()
+    model.set_step(1)
+    model(tokens, state=out.state, labels=tokens, **inputs).loss.backward()
+    model.apply_codebook_statistics()
+
+
+def masked(model: TransformerVQ) -> None:
+    """The same with documents and padding."""
+    shape = (2, 64)
+    train(
+        model,
+        segments=torch.zeros(shape, dtype=torch.int64, device=DEVICE),
+        mask=torch.ones(shape, dtype=torch.bool, device=DEVICE),
+    )
+
+
+def decode(model: TransformerVQ) -> None:
+    """A prompt, then one token."""
+    tokens = torch.zeros(2, 64, dtype=torch.int64, device=DEVICE)
+    model.eval()
+    with torch.no_grad():
+        state = model(tokens).state
+        with model.frozen():
+            model(tokens[:, :1], state=state)
+
+
+def planted(model: TransformerVQ) -> None:
+    """A mistake, so that silence means something: a tensor of the host among those of the device."""
+    tokens = torch.zeros(2, 64, dtype=torch.int64, device=DEVICE)
+    model(tokens, mask=torch.ones(2, 64, dtype=torch.bool))
+
+
+def waiting(model: TransformerVQ) -> None:
+    """Another: the host reads a number."""
+    float(model(torch.zeros(2, 64, dtype=torch.int64, device=DEVICE)).logits.sum())
+
+
+def attempt(variant: str, how: str) -> str | None:
+    """What went wrong, and where in the package; None: nothing."""
+    model = TransformerVQ(TransformerVQConfig(**SIZES | VARIANTS[variant]))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            {f.__name__: f for f in (train, masked, decode, planted, waiting)}[how](on_device(model).train())
+    except Exception as error:  # whatever it is, it is the result
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [
+            (f.filename.rpartition("transformer_vq/")[2], f.lineno) for f in frames if "transformer_vq/" in f.filename
+        ]
+        where = [f"{name}:{line}" for name, line in ours]
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} at {', '.join(where[-2:])}"
+    return None
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(sys.argv[1])
+    cases = [(variant, how) for variant in VARIANTS for how in ("train", "masked", "decode")]
+    cases += [("xl", "planted"), ("xl", "waiting")]
+    found = [{"variant": v, "how": how, "error": attempt(v, how)} for v, how in cases]
+    print(json.dumps(found))

@@ -1,0 +1,29 @@
+"""No operation of the model mixes devices, and nothing in a step makes the host wait: found without a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_whole_model_on_a_device_that_does_not_exist(tmp_path):
+    guard, root = tmp_path / "guard.so", Path(torch.__file__).parent
+    flags = ["-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}", f"-L{root / 'lib'}", "-lc10"]
+    subprocess.run(["g++", str(HERE / "fake_guard.cpp"), "-o", str(guard), *flags], check=True)
+    command = [sys.executable, str(HERE / "fake_device.py"), str(guard)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    mistakes = [case["error"] for case in found if case["how"] in ("planted", "waiting")]
+    assert len(mistakes) == 2 and all(mistakes), "a planted mistake was not noticed"
+    wrong = [case for case in found if case["error"] and case["how"] not in ("planted", "waiting")]
+    assert not wrong, "\n".join(f"{case['variant']}, {case['how']}: {case['error']}" for case in wrong)
