@@ -12,6 +12,12 @@ from transformer_vq.training import TrainingInterrupted, run
 from transformer_vq.training import signals as module
 from transformer_vq.training.language import LanguageTask
 
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setattr(LanguageTask, "finish", lambda self, folder: None)  # most of a tiny run's time
+
+
 usr1 = pytest.mark.skipif(module.CHECKPOINT is None, reason="this system has no SIGUSR1")
 
 
@@ -45,6 +51,19 @@ def test_usr1_during_an_evaluation(tmp_path, monkeypatch, final):
     config = toy_config(tmp_path / "run", checkpoint={"every": None, "keep": 9}, eval={"every": 8})
     assert train_toy(config)["steps"] == 20
     assert steps(tmp_path / "run") == ([8, 20] if final else [8, 16, 20])
+
+
+@usr1
+def test_a_handler_that_is_there_stays(tmp_path, monkeypatch):
+    """Job launchers requeue by it."""
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        interrupt_at(monkeypatch, 6, signal.SIGUSR1)
+        train_toy(toy_config(tmp_path / "run", checkpoint={"every": None, "keep": 9}))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] and steps(tmp_path / "run") == [20]
 
 
 def test_a_system_without_usr1(tmp_path, monkeypatch):

@@ -151,7 +151,8 @@ class Loop:
             checkpoint = self.checkpoints.path(step)
             optimizers = self.step.optimizers
             self.at = read_snapshot(checkpoint, step, self.task, optimizers, train, planned, self.accelerator)
-            origin = {"goes on": f"after step {step}, from {checkpoint}"}
+            anew = f"; the schedule began anew after {self.at.restarts[-1]}" if self.at.restarts else ""
+            origin = {"goes on": f"after step {step}, from {checkpoint}{anew}"}
         self.step.restarts = self.at.restarts
         on_main(self.accelerator, lambda: self.folder.go_on(self.config, step))
         split, primary = self.task.splits[0], self.task.primary

@@ -32,8 +32,10 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """SIGUSR1 asks for a checkpoint, and no longer ends the process."""
-        with _installed([] if CHECKPOINT is None else [CHECKPOINT], self._ask_checkpoint):
+        """SIGUSR1 asks for a checkpoint, and no longer ends the process; who handles it already, goes on doing so."""
+        numbers = [] if CHECKPOINT is None else [CHECKPOINT]
+        free = [n for n in numbers if signal.getsignal(n) in (signal.SIG_DFL, signal.SIG_IGN)]
+        with _installed(free, self._ask_checkpoint):
             yield
 
     @contextmanager
