@@ -34,3 +34,9 @@ def trained_bpe(tmp_path_factory, settings) -> str:
     folder = str(tmp_path_factory.mktemp("runs") / "bpe")
     assert run(["train", "lm/tiny", *settings, "data.tokenizer=bpe:300", f"run_dir={folder}", "--quiet"]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def others_encodings_are_not_ours(monkeypatch):
+    """`scripts/test` asks for encoding warnings; in processes of their own they are of other packages too."""
+    monkeypatch.delenv("PYTHONWARNDEFAULTENCODING", raising=False)

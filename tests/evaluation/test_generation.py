@@ -160,5 +160,6 @@ def test_every_temperature_has_its_limit(values, temperature, uniform, impossibl
     if temperature < 1e-20:
         assert logits[0, got] == logits.max()
     if temperature > 1e20:
-        order = logits[0].argsort(descending=True, stable=True)
-        assert got == order[min(int(uniform * len(values)), len(values) - 1)] or uniform * len(values) % 1 < 1e-5
+        shares = (torch.arange(len(values)) + 0.5) / len(values)
+        rows = logits.expand(len(values), -1)
+        assert sorted(sample(rows, shares, temperature, None, None).tolist()) == list(range(len(values)))
