@@ -10,16 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from device.fake_device import VARIANTS
 
 HERE = Path(__file__).parent
 
 
+QUICK = ("rotary", "dropout", "gumbel", "dead codes")
+
+
+@pytest.mark.parametrize(
+    "variants", [QUICK, pytest.param(tuple(v for v in VARIANTS if v not in QUICK), marks=pytest.mark.slow)]
+)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_the_whole_model_on_a_device_that_does_not_exist(tmp_path):
+def test_the_whole_model_on_a_device_that_does_not_exist(tmp_path, variants):
     guard, root = tmp_path / "guard.so", Path(torch.__file__).parent
     flags = ["-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}", f"-L{root / 'lib'}", "-lc10"]
     subprocess.run(["g++", str(HERE / "fake_guard.cpp"), "-o", str(guard), *flags], check=True)
-    command = [sys.executable, str(HERE / "fake_device.py"), str(guard)]
+    command = [sys.executable, str(HERE / "fake_device.py"), str(guard), *variants]
     done = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

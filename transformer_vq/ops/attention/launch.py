@@ -14,12 +14,15 @@ from torch import Tensor
 
 from transformer_vq.ops.attention.kernels.forward import forward_kernel
 from transformer_vq.ops.attention.kernels.keys import OWN, STRIP, WINDOW, keys_kernel
+from transformer_vq.ops.attention.kernels.plan import Plan
 from transformer_vq.ops.attention.kernels.prefix import scan_kernel, sums_kernel
 from transformer_vq.ops.attention.kernels.queries import queries_kernel
 from transformer_vq.ops.attention.kernels.rows import Rows, rows
 from transformer_vq.ops.attention.kernels.sweep import chain_kernel, sweep_kernel
 from transformer_vq.ops.attention.kernels.tiles import Tile
-from transformer_vq.ops.attention.triton import SCRATCH, Plan
+
+SCRATCH = 2**26
+"""Entries of the gradient of a bias that exist at once, where they are added up over rows or time: 256 MB."""
 
 
 class Caches(NamedTuple):

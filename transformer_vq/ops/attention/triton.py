@@ -12,9 +12,8 @@ Oracle: quadratic.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,13 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from transformer_vq.ops.attention.call import Call
+from transformer_vq.ops.attention.kernels.plan import Past, Plan
 from transformer_vq.ops.attention.kernels.tiles import Tiles, interpreted, tiles
 from transformer_vq.ops.attention.rotary import rotate
 from transformer_vq.ops.nearest import lookup
 
 WIDEST = 256
-SCRATCH = 2**26
-"""Entries of the gradient of a bias that exist at once, where they are added up over rows or time: 256 MB."""
 
 
 def refusal(device: torch.device | str) -> str | None:
@@ -63,45 +61,6 @@ def supports(call: Call) -> None:
 def common_dtype(call: Call) -> torch.dtype:
     """What enters the products."""
     return torch.promote_types(torch.promote_types(call.q.dtype, call.k_hat.dtype), call.v.dtype)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a call that gets no gradient."""
-
-    codes: Tensor
-    """(B, Hkv, T) int64."""
-    codebook: Tensor
-    """(Hkv, S, K)."""
-    run: Tensor | None
-    """(B, T) int32 document of each token; None: one document."""
-    past: Past | None
-    """Keys carried from earlier calls."""
-    count: Tensor
-    """(B, Hkv, S): the cache that the first block sees."""
-    mean: Tensor
-    """(B, Hkv, S, V)."""
-    M: int
-    C: int
-    L: int
-    scale: float
-    cache: bool
-    gradients: str
-    through: bool
-    tiles: Tiles
-
-
-class Past(NamedTuple):
-    """M keys at positions −M … −1: in the window as they were made, beyond it rows of the present codebook."""
-
-    k: Tensor
-    """(B, Hkv, M, K)."""
-    k_far: Tensor
-    v: Tensor
-    codes: Tensor
-    """(B, Hkv, M)."""
-    run: Tensor
-    """(B, M) int32: 0, or −1 for an empty slot."""
 
 
 def triton_attention(call: Call) -> Tensor:
