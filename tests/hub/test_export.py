@@ -117,3 +117,16 @@ def test_what_cannot_go_out_is_refused_and_nothing_is_written(tmp_path, capsys, 
     assert command(["export", config.run_dir, str(tmp_path / "there")]) == 2
     assert "is there already" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_tokenizer_that_needs_code_of_ours_is_refused(tmp_path):
+    from transformer_vq.config import ConfigError
+    from transformer_vq.data.tokenizers.sentencepiece import SentencePieceTokenizer
+    from transformer_vq.hub.export import export
+
+    config = tiny_run(tmp_path)
+    run(config, quiet=True)
+    pieces = SentencePieceTokenizer.__new__(SentencePieceTokenizer)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = .*native tokenizer\.json"):
+        export(load_run(config.run_dir)._replace(tokenizer=pieces), tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

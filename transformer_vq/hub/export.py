@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from transformer_vq.config import ConfigError
-from transformer_vq.data.tokenizers import Tokenizer
+from transformer_vq.data.tokenizers import ByteTokenizer, IdTokenizer, JsonTokenizer, Tokenizer
 from transformer_vq.files import writing
 from transformer_vq.hub.card import model_card
 from transformer_vq.hub.flat import flat_files, flat_name
@@ -54,7 +54,12 @@ def export(loaded: LoadedRun, run: Path, target: Path) -> list[str]:
 
 
 def refuse_foreign_code(loaded: LoadedRun) -> None:
-    """Raise ConfigError for names that stand for code of the user's, which the folder would lack."""
+    """Raise ConfigError for names that stand for code of the user's, and for a tokenizer that needs code of ours."""
+    if not isinstance(loaded.tokenizer, ByteTokenizer | IdTokenizer | JsonTokenizer):
+        raise ConfigError(
+            f"data.tokenizer = {loaded.config.data.tokenizer}: cannot be written as a native tokenizer.json, which an "
+            "exported folder needs"
+        )
     model = loaded.config.model
     named = {"model.backend": model.backend}
     for i, quantizer in enumerate(model.layer_quantizers()):
