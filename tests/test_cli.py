@@ -215,6 +215,22 @@ def test_eval_repeats_the_numbers_of_the_summary(capsys, trained):
     assert found["step"] == 4
 
 
+def test_eval_and_length_score_recurrences_apart(capsys, trained):
+    capsys.readouterr()
+    assert run(["eval", trained, "--split", "test", "--recurrence", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "the 3 tokens before last occurred" in out and "more than" in out
+    assert run(["eval", trained, "eval.recurrence=3", "--split", "test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["contexts"][0]
+    assert found["recurrence/all/tokens"] + found["recurrence/none/tokens"] == found["tokens"]
+    assert run(["length", trained, "--times", "4", "--recurrence", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [group["group"] for group in found["recurrences"][trained]][:2] == ["all", "none"]
+    assert run(["length", trained, "--times", "4", "--recurrence", "3"]) == 0
+    assert "where the 3 tokens before last occurred" in capsys.readouterr().out
+    assert "--recurrence" in error_of(capsys, "eval", trained, "--recurrence", "9")
+
+
 def test_eval_of_other_text(capsys, place, trained):
     capsys.readouterr()
     (place / "other.txt").write_text("quite another text\n" * 400)

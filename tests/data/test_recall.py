@@ -53,6 +53,7 @@ def test_queries_come_early_more_often_as_the_power_law_says():
         ({"recall": {"pairs": 40, "vocab": 64}}, r"recall.pairs = 40: at most 31 fit"),
         ({"recall": {"task": "needle", "distances": 400}}, r"recall.distances = 400: at most 255"),
         ({"model": {"vocab_size": 10}}, r"model.vocab_size = 10: is recall.vocab"),
+        ({"eval": {"recurrence": 4}}, r"eval.recurrence: is for text"),
     ],
 )
 def test_complaints(settings, complaint):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from models_for_evaluation import tiny_model, tiny_split
 
 from transformer_vq.evaluation import length as module
-from transformer_vq.evaluation.length import bins, bits_by_position
+from transformer_vq.evaluation.length import bins, bits_by_position, score_texts
 from transformer_vq.evaluation.plots import draw_positions
+from transformer_vq.evaluation.recurrence import last_seen
 
 
 @given(st.integers(1, 100_000))
@@ -61,6 +62,20 @@ def test_only_the_first_texts():
     one = bits_by_position(model, split, 20, max_texts=1)
     assert [b[:3] for b in one] == [b[:3] for b in bits_by_position(model, split.head(21), 20)]
     assert all(math.isnan(b.standard_error) for b in one)
+
+
+def test_recurrences_are_found_within_each_text():
+    split, length = tiny_split(100, documents=(0,)), 30
+    scores = score_texts(tiny_model(), split, length, batch_size=2)
+    found = {group.group: group for group in scores.by_recurrence(2, 4)}
+    again = np.stack([last_seen(split.tokens[30 * i : 30 * i + 31], 2) for i in range(3)]) > 0
+    assert again.any(1).all() and not again.all()
+    assert found["all"].tokens == again.sum()
+    bits = (scores.nats * again).sum(1) / math.log(2)
+    assert found["all"].bits_per_byte == pytest.approx(bits.sum() / again.sum(), rel=1e-12)
+    residual = bits - found["all"].bits_per_byte * again.sum(1)
+    assert found["all"].standard_error == pytest.approx(math.sqrt((residual**2).sum() / 6) / again.sum(1).mean())
+    assert found["beyond"].tokens == 0 and found["beyond"].bits_per_byte is None  # 16 windows of 4 exceed the text
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,8 @@ def test_the_number_of_codes_is_a_property_of_pictures_too():
         runs = {run.arm: run.settings for run in finals(load_study(name, ["seeds=[0]"]))}
         assert property_of("codes", runs[arm]) == 64 and property_of("codes", runs["none"]) is None
         assert (property_of("state", runs[arm]) is None) == ("images" in name)
+
+
+def test_recurrences_that_no_arm_scores_are_no_metric(write_toy):
+    with pytest.raises(ConfigError, match=r"metrics\.recurrence/all/bits_per_byte: ste does not score recurrences"):
+        load_study(write_toy("ste", "rotation", metrics={"recurrence/all/bits_per_byte": "min"}))

@@ -25,6 +25,16 @@ Contexts = Annotated[
     list[str] | None,
     typer.Option("--context", metavar="full|W", help="Context, may be given several times; by default the config's."),
 ]
+Recurrence = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        max=8,
+        metavar="N",
+        help="Score apart targets whose preceding N tokens occurred before, by how many windows ago; by default the "
+        "config's.",
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Score only the first of them.")]
 
 SCORES = {
@@ -53,6 +63,7 @@ def eval_(
     split: Split = "valid",
     context: Contexts = None,
     max_tokens: MaxTokens = None,
+    recurrence: Recurrence = None,
     json: Json = False,
 ) -> None:
     """Score a trained model on a whole split.
@@ -81,6 +92,7 @@ def eval_(
                     settings.eval.batch_size,
                     max_tokens,
                     reset_documents=settings.data.document_boundaries == "reset",
+                    recurrence=recurrence or settings.eval.recurrence,
                     progress=progress,
                 )
             )
@@ -94,6 +106,9 @@ def eval_(
     if mixture.alone is None:
         out.print()
         out.print(sources_table(mixture.shares, results))
+    if recurrence := recurrence or settings.eval.recurrence:
+        out.print()
+        out.print(recurrence_table(results, recurrence, loaded.model.config.window))
     if any(key.startswith("layer") and "/" in key for key in results[0]):
         out.print()
         out.print(health_table(results[0]))
@@ -163,6 +178,22 @@ def sources_table(shares: Mapping[str, float], results: Sequence[Mapping[str, An
     out = table("source", "share", *(f"{SCORES[key]}, context {result['context']}" for result in results))
     for name, share in shares.items():
         out.add_row(name, number(share), *(number(result[f"{name}/{key}"]) for result in results))
+    return out
+
+
+def recurrence_table(results: Sequence[Mapping[str, Any]], n: int, window: int) -> Table:
+    """One row a group of targets, nearest first: how many there are, and bits per byte, or per token, by context."""
+    from transformer_vq.evaluation.recurrence import PREFIX, group_names, words
+
+    key = "bits_per_byte" if "bits_per_byte" in results[0] else "bits_per_token"
+    out = table(
+        f"the {n} tokens before last occurred",
+        "targets",
+        *(f"{SCORES[key]}, context {result['context']}" for result in results),
+    )
+    for name in group_names():
+        bits = (number(result.get(f"{PREFIX}/{name}/{key}")) for result in results)
+        out.add_row(words(name, window), number(results[0][f"{PREFIX}/{name}/tokens"]), *bits)
     return out
 
 

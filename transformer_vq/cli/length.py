@@ -16,11 +16,20 @@ from transformer_vq.cli.runs import open_run
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from transformer_vq.evaluation.length import Bin
+    from transformer_vq.evaluation.length import Bin, Recurrences
 
 Runs = Annotated[
     list[str],
     typer.Argument(metavar="RUN[@best|@last|@STEP]...", help="Run folders, and which of their checkpoints."),
+]
+Recurrence = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        max=8,
+        metavar="N",
+        help="Also by how many windows ago the N tokens before last occurred in the same text.",
+    ),
 ]
 Data = Annotated[str | None, typer.Option("--data", help="Another text than the runs' own, as data.source names it.")]
 Times = Annotated[int, typer.Option(min=1, help="Length of a text, as a multiple of the length in training.")]
@@ -34,6 +43,7 @@ def length(
     times: Times = 16,
     texts: Texts = None,
     data: Data = None,
+    recurrence: Recurrence = None,
     plot: Plot = None,
     json: Json = False,
 ) -> None:
@@ -44,12 +54,12 @@ def length(
         raise ConfigError(f"--plot {plot}: is there already; name another file")
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {plot}: must end in .png, .svg or .pdf")
-    results, trained_on = {}, {}
+    results, recurring, trained_on, window = {}, {}, {}, {}
     for run in dict.fromkeys(runs):
         loaded = open_run(run)
         settings = settings_for(loaded, run, [f"data.source={data}"] if data else [])
 
-        from transformer_vq.evaluation.length import bits_by_position
+        from transformer_vq.evaluation.length import score_texts
 
         for name, tokens in read_sources(settings, loaded, run).files(split).items():
             if tokens.bytes is None:
@@ -64,19 +74,32 @@ def length(
                     f"{(len(tokens) - 1) // settings.train.seq_len}"
                 )
             with progress_bar(f"{text}, {split}") as progress:
-                results[text] = bits_by_position(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
+                scores = score_texts(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
+            results[text] = scores.by_position()
+            if recurrence is not None:
+                window[text] = loaded.model.config.window
+                recurring[text] = scores.by_recurrence(recurrence, window[text])
     if plot is not None:
         from transformer_vq.evaluation.plots import draw_positions, save_figure
 
         save_figure(draw_positions(results, sorted(set(trained_on.values()))), plot)
     if json:
         found = {run: [b._asdict() for b in bins] for run, bins in results.items()}
-        print_json({"split": split, "times": times, "trained_on": trained_on, "positions": found})
+        again = {run: [group._asdict() for group in groups] for run, groups in recurring.items()}
+        print_json(
+            {"split": split, "times": times, "trained_on": trained_on, "positions": found}
+            | ({"recurrences": again} if recurrence else {})
+        )
         return
     out = console()
     out.print(f"bits per byte by position, {split}, ± standard error over texts", soft_wrap=True)
     out.print()
     out.print(positions_table(results))
+    for text, groups in recurring.items():
+        out.print()
+        out.print(f"{text}: where the {recurrence} tokens before last occurred in the same text", soft_wrap=True)
+        out.print()
+        out.print(recurrences_table(groups, window[text]))
 
 
 def positions_table(results: dict[str, list[Bin]]) -> Table:
@@ -89,8 +112,18 @@ def positions_table(results: dict[str, list[Bin]]) -> Table:
     return out
 
 
-def _score(found: Bin | None) -> str:
-    if found is None:
+def recurrences_table(groups: list[Recurrences], window: int) -> Table:
+    """One row a group, nearest first."""
+    from transformer_vq.evaluation.recurrence import words
+
+    out = table("last occurred", "targets", "bits per byte")
+    for group in groups:
+        out.add_row(words(group.group, window), f"{group.tokens:,}", _score(group))
+    return out
+
+
+def _score(found: Bin | Recurrences | None) -> str:
+    if found is None or found.bits_per_byte is None:
         return ""
     error = "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.3f}"  # a single text has none
     return f"{found.bits_per_byte:.3f}{error}"

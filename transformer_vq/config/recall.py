@@ -72,6 +72,10 @@ class RecallRunConfig(Settings):
         if (self.data is None) == (recall.task == "repeat"):
             why = "task: repeat reads a text; name one" if self.data is None else f"task: {recall.task} reads no text"
             raise ValueError(f"data: {why}")
+        if self.eval.recurrence is not None:
+            raise ValueError(
+                "eval.recurrence: is for text; a recall run scores its questions, by distance; leave it out"
+            )
         if recall.task != "repeat" and self.model.vocab_size not in (None, recall.vocab):
             raise ValueError(f"model.vocab_size = {self.model.vocab_size}: is recall.vocab, {recall.vocab}, or null")
         _check_length(recall, length, f"train.seq_len = {length}")

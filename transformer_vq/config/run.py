@@ -147,6 +147,13 @@ class EvalConfig(Settings):
         None, ge=1, description="during training, only this much of the split; null: all of it"
     )
     batch_size: int = Field(16, ge=1, description="streams or windows evaluated side by side")
+    recurrence: int | None = Field(
+        None,
+        ge=2,
+        le=8,
+        description="score apart what the past could tell: targets whose preceding so many tokens "
+        "occurred before, by how many windows ago; null: not",
+    )
 
 
 class CheckpointConfig(Settings):

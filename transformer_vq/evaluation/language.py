@@ -16,11 +16,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from transformer_vq.data import TokenFile, eval_streams, eval_windows
 from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.evaluation.recurrence import last_seen, scores_by_recurrence
 from transformer_vq.models import TransformerVQ
 
 IGNORED = -100
@@ -43,6 +46,7 @@ def evaluate(
     max_tokens: int | None = None,
     *,
     reset_documents: bool = False,
+    recurrence: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score `split`, or its first `max_tokens` predictions -> one flat dict:
@@ -51,6 +55,8 @@ def evaluate(
     the text under the scored tokens, where that is known), word_perplexity (where the split knows its words), and
     codebook health as `SplitHealth.summary` has it.
 
+    recurrence: n, 2 to 8: scores too of targets whose preceding n tokens occurred before, by how far back that was in
+    the model's windows, as `scores_by_recurrence` has them; with reset_documents, occurred in the same document.
     reset_documents: attention stops at document boundaries, as `data.document_boundaries: reset` trains it.
     progress(done, total) is called after every call of the model.
     Raises ValueError for a split of fewer than two tokens and for sizes below 1.
@@ -58,6 +64,8 @@ def evaluate(
     for name, value in (("context", context), ("batch_size", batch_size), ("max_tokens", max_tokens)):
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{name} = {value}: must be at least 1")
+    if recurrence is not None and not 2 <= recurrence <= 8:
+        raise ValueError(f"recurrence = {recurrence}: must be from 2 to 8 tokens")
     if max_tokens is not None:
         split = split.head(max_tokens + 1)
     if len(split) < 2:
@@ -69,6 +77,7 @@ def evaluate(
         width = min(context, len(split) - 1)
         batches = eval_windows(split, width, max(1, min(batch_size, most // width)), reset=reset_documents)
     nats, scored, state = 0.0, 0, None
+    by_target: list[NDArray[np.float64]] = []  # in the order of the split, whatever the context
     with evaluating(model) as device, SplitHealth(model) as health:
         for batch in batches:
             tokens, labels = batch.tokens.to(device), batch.labels.to(device)
@@ -76,11 +85,19 @@ def evaluate(
             out = model(tokens, state=state, segments=None if batch.segments is None else batch.segments.to(device))
             state = out.state if context == "full" else None
             losses = F.cross_entropy(out.logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-            nats += losses.cpu().double().sum().item()
+            losses = losses.cpu().double()
+            nats += losses.sum().item()
+            if recurrence is not None:
+                by_target.append(losses[batch.labels.flatten() != IGNORED].numpy())
             scored += int((batch.labels != IGNORED).sum())
             if progress is not None:
                 progress(scored, len(split) - 1)
-    return {"context": context, **_scores(nats, scored, split), **health.summary()}
+    scores = {"context": context, **_scores(nats, scored, split), **health.summary()}
+    if recurrence is not None:
+        distance = last_seen(split.tokens, recurrence, split.documents if reset_documents else None)
+        covered = None if split.bytes is None else split.covered(1, len(split))
+        scores |= scores_by_recurrence(np.concatenate(by_target), distance, covered, model.config.window)
+    return scores
 
 
 def _scores(nats: float, tokens: int, split: TokenFile) -> dict[str, float]:

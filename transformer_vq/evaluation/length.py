@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from transformer_vq.data import TokenFile
 from transformer_vq.evaluation.language import MOST_LOGITS, PIECE
 from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.evaluation.recurrence import groups, last_seen
 from transformer_vq.models import TransformerVQ
 
 FIRST_BIN = 16
@@ -38,6 +40,43 @@ class Bin(NamedTuple):
     """Over texts; nan for a single text."""
 
 
+class Recurrences(NamedTuple):
+    """Predictions of one group, by how far back the tokens before them occurred last, in the same text."""
+
+    group: str
+    """See `recurrence.group_names`."""
+    tokens: int
+    bits_per_byte: float | None
+    """None where the group is empty, or has no bytes."""
+    standard_error: float
+    """Over texts; nan for a single text."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What every prediction of N texts cost."""
+
+    tokens: NDArray[np.int64]
+    """(N, P + 1): each text, and the token that follows it."""
+    nats: NDArray[np.float64]
+    """(N, P), of each token but the first."""
+    covered: NDArray[np.int64]
+    """(N, P) bytes under it."""
+
+    def by_position(self) -> list[Bin]:
+        """Bits per byte in each of `bins`."""
+        return [Bin(a, b, *_ratio(self.nats[:, a:b], self.covered[:, a:b])) for a, b in bins(self.nats.shape[1])]
+
+    def by_recurrence(self, n: int, window: int) -> list[Recurrences]:
+        """Bits per byte of each of `recurrence.groups`: where the n tokens before occurred earlier in the text."""
+        distance = np.stack([last_seen(text, n) for text in self.tokens])
+        found = []
+        for name, chosen in groups(distance, window).items():
+            bits, error = _ratio(np.where(chosen, self.nats, 0), np.where(chosen, self.covered, 0))
+            found.append(Recurrences(name, int(chosen.sum()), bits if math.isfinite(bits) else None, error))
+        return found
+
+
 def bits_by_position(
     model: TransformerVQ,
     split: TokenFile,
@@ -46,6 +85,18 @@ def bits_by_position(
     max_texts: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Bin]:
+    """Bits per byte by position; arguments and errors as `score_texts` has them."""
+    return score_texts(model, split, length, batch_size, max_texts, progress).by_position()
+
+
+def score_texts(
+    model: TransformerVQ,
+    split: TokenFile,
+    length: int,
+    batch_size: int = 16,
+    max_texts: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Texts:
     """Score the first `max_texts` texts of `length` tokens in `split`; a rest at its end is left out.
 
     progress(done, total) counts predictions.  Raises ValueError for sizes below 1, a split that holds no such text, and
@@ -76,7 +127,7 @@ def bits_by_position(
                 nats[rows, columns] = losses.double().cpu().numpy()
                 if progress is not None:
                     progress(rows.start * length + (rows.stop - rows.start) * min(start + piece, length), nats.size)
-    return [_bin(nats[:, a:b], read[:, a:b], a) for a, b in bins(length)]
+    return Texts(np.column_stack([inputs, labels[:, -1]]), nats, read)
 
 
 def bins(length: int) -> list[tuple[int, int]]:
@@ -88,16 +139,16 @@ def bins(length: int) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def _bin(nats: NDArray[np.float64], covered: NDArray[np.int64], start: int) -> Bin:
-    """nats, covered (N, P of the bin) -> the ratio of all bits and all bytes, its error by the delta method.
+def _ratio(nats: NDArray[np.float64], covered: NDArray[np.int64]) -> tuple[float, float]:
+    """nats, covered (N, some P) -> all bits over all bytes, and its standard error by the delta method.
 
-    A bin without any bytes has none: inf, nan.
+    Without any bytes there is none: inf, nan.
     """
     read = covered.sum(1).astype(np.float64)
     if not read.any():
-        return Bin(start, start + nats.shape[1], math.inf, math.nan)
+        return math.inf, math.nan
     bits = nats.sum(1) / math.log(2)
     ratio = bits.sum() / read.sum()
     n = len(bits)
     error = math.sqrt(np.square(bits - ratio * read).sum() / (n - 1) / n) / read.mean() if n > 1 else math.nan
-    return Bin(start, start + nats.shape[1], float(ratio), error)
+    return float(ratio), error

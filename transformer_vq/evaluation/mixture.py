@@ -2,7 +2,8 @@
 
 Together: the mean over sources, by their weights, of loss, bits per token, bits per byte and codebook health, what a
 text of a source drawn as in training is expected to cost, whatever the sizes of the splits; perplexity is exp(loss).
-`tokens` and `bytes` are sums. Numbers of a source are named SOURCE/bits_per_byte and the like.
+`tokens` and `bytes` are sums. Numbers of a source are named SOURCE/bits_per_byte and the like. A group of recurrences
+has numbers where every source has such targets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformer_vq.data import Mixture
 from transformer_vq.evaluation.language import Context, evaluate
+from transformer_vq.evaluation.recurrence import PREFIX
 from transformer_vq.models import TransformerVQ
 
 OF_A_SOURCE = ("loss", "bits_per_token", "bits_per_byte", "perplexity", "word_perplexity", "tokens", "bytes")
@@ -28,11 +30,21 @@ def evaluate_sources(
     max_tokens: int | None = None,
     *,
     reset_documents: bool = False,
+    recurrence: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """`evaluate` on every source's split, of which `max_tokens` are scored each; on one alone, just that."""
     found = {
-        name: evaluate(model, file, context, batch_size, max_tokens, reset_documents=reset_documents, progress=progress)
+        name: evaluate(
+            model,
+            file,
+            context,
+            batch_size,
+            max_tokens,
+            reset_documents=reset_documents,
+            recurrence=recurrence,
+            progress=progress,
+        )
         for name, file in mixture.files(split).items()
     }
     if mixture.alone is not None:
@@ -42,10 +54,15 @@ def evaluate_sources(
     together: dict[str, Any] = {"context": context}
     for key in first:
         if all(isinstance(numbers.get(key), int | float) for numbers in (first, *others)):
-            if key in SUMS:
+            if key.rpartition("/")[2] in SUMS:
                 together[key] = sum(numbers[key] for numbers in found.values())
             elif key not in ("context", "word_perplexity"):
                 together[key] = math.fsum(shares[name] * numbers[key] for name, numbers in found.items())
     together["perplexity"] = math.exp(together["loss"]) if together["loss"] < 700 else math.inf
-    by_source = {f"{name}/{key}": n[key] for name, n in found.items() for key in OF_A_SOURCE if key in n}
+    by_source = {
+        f"{name}/{key}": value
+        for name, numbers in found.items()
+        for key, value in numbers.items()
+        if key in OF_A_SOURCE or key.startswith(f"{PREFIX}/")
+    }
     return {**together, **by_source}

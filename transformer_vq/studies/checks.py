@@ -1,4 +1,4 @@
-"""What a study asks for beside its arms, checked before anything runs: a gate, emergence, a branch."""
+"""What a study asks for beside its arms, checked before anything runs: a gate, emergence, recurrences, a branch."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def check_emergence(study: StudyConfig, settings: Mapping[str, Any]) -> None:
                 f"emergence: {arm} has eval.every = {'null' if every is None else every} and train.steps = {steps}, no "
                 "evaluation on the way; set eval.every"
             )
+
+
+def check_recurrence(study: StudyConfig, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a metric of recurrences that an arm does not score."""
+    for metric in study.metrics:
+        for arm, config in settings.items():
+            if metric.startswith("recurrence/") and getattr(config.eval, "recurrence", None) is None:
+                raise ConfigError(f"metrics.{metric}: {arm} does not score recurrences; set eval.recurrence to 2 … 8")
 
 
 def check_branch(base: Any, arms: Mapping[str, Any]) -> None:

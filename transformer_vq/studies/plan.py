@@ -22,7 +22,7 @@ from transformer_vq.config import ConfigError, Settings, validate
 from transformer_vq.config.load import parse_override, read_config, set_key
 from transformer_vq.config.study import StudyConfig
 from transformer_vq.studies.branch import branched
-from transformer_vq.studies.checks import check_branch, check_emergence, check_gate
+from transformer_vq.studies.checks import check_branch, check_emergence, check_gate, check_recurrence
 from transformer_vq.studies.design import Arm, Design, grid_size, label, make_design, short_names
 from transformer_vq.studies.kinds import Kind, digest, flops_per_step, kind_of, load, steps_for_tokens
 
@@ -167,6 +167,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = (), many: bool = F
     runs = [*study.final_runs({arm.name: {} for arm in design.arms}), *study.tuning_runs()]
     arms = {run.arm: run.settings for run in runs}
     check_emergence(settings, arms)
+    check_recurrence(settings, arms)
     if settings.branch is not None:
         check_branch(study.base_runs()[0].settings, arms)
         runs += study.base_runs()[:1]

@@ -165,6 +165,7 @@ class LanguageTask(Task):
             batch_size=settings.batch_size,
             max_tokens=None if final else settings.max_tokens,
             reset_documents=self.config.data.document_boundaries == "reset",
+            recurrence=settings.recurrence,
             progress=self.check_stop,
         )
 
