@@ -29,14 +29,19 @@ ROWS = {"cpu": 4096}
 ROWS_ELSEWHERE = 65536
 
 
-def blocks_at_once(L: int, groups: int, device: torch.device) -> int:
-    """How many blocks, of all rows and heads together, make a chunk."""
-    return max(1, ROWS.get(device.type, ROWS_ELSEWHERE) // (L * groups))
+def rows_at_once(device: torch.device) -> int:
+    """Queries of a chunk."""
+    return ROWS.get(device.type, ROWS_ELSEWHERE)
 
 
-def blocks_of_chunk(N: int, L: int, groups: int, device: torch.device) -> int:
+def blocks_at_once(L: int, groups: int, rows: int) -> int:
+    """How many blocks, of all rows and heads together, make a chunk of so many queries."""
+    return max(1, rows // (L * groups))
+
+
+def blocks_of_chunk(N: int, L: int, groups: int, rows: int) -> int:
     """How many of a row's N blocks are in one chunk."""
-    return min(N, blocks_at_once(L, groups, device))
+    return min(N, blocks_at_once(L, groups, rows))
 
 
 class Chunk(NamedTuple):
@@ -67,6 +72,10 @@ class Plan:
     L: int
     N: int
     groups: int
+    rows: int
+    """Queries of a chunk."""
+    scale: float | None
+    """Of content logits; None: it is in q already."""
     gradients: str
     through: bool
     """`grad_through_cache`."""
@@ -79,8 +88,8 @@ class Plan:
     def chunks(self) -> Iterator[list[Chunk]]:
         """For each group of batch rows and key heads: its chunks, in the order of time."""
         B, Hkv, _ = self.codes.shape
-        blocks = blocks_at_once(self.L, self.groups, self.codes.device)
-        n = blocks_of_chunk(self.N, self.L, self.groups, self.codes.device)
+        blocks = blocks_at_once(self.L, self.groups, self.rows)
+        n = blocks_of_chunk(self.N, self.L, self.groups, self.rows)
         h = min(Hkv, max(1, blocks // n))
         b = min(B, max(1, blocks // (n * h)))
         for i in range(0, B, b):
@@ -112,18 +121,32 @@ class Plan:
 
 
 class Buffers:
-    """Scratch memory, allocated once and used by every chunk: fresh pages cost more than the arithmetic on them."""
+    """Scratch memory, allocated once and used by every chunk: fresh pages cost more than the arithmetic on them.
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.made: dict[str, Tensor] = {}
+    Tensors are uninitialised, contiguous and at offset 0.
+    """
+
+    def __init__(self, wide: Tensor, narrow: torch.dtype) -> None:
+        self.wide, self.narrow_dtype = wide, narrow
+        self.made: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Uninitialised tensor of this shape, contiguous and starting at offset 0."""
-        size = torch.Size(shape).numel()
-        if name not in self.made or self.made[name].numel() < size:
-            self.made[name] = self.like.new_empty(size)
-        return self.made[name][:size].view(shape)
+        """Wide, of this shape."""
+        return self._make(name, self.wide.dtype, shape)
+
+    def narrow(self, name: str, *shape: int) -> Tensor:
+        """As it enters a product."""
+        return self._make(name, self.narrow_dtype, shape)
+
+    def narrowed(self, name: str, x: Tensor) -> Tensor:
+        """x itself where all is wide, else a copy."""
+        return x if x.dtype == self.narrow_dtype else self.narrow(name, *x.shape).copy_(x)
+
+    def _make(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        size, key = torch.Size(shape).numel(), (name, dtype)
+        if key not in self.made or self.made[key].numel() < size:
+            self.made[key] = self.wide.new_empty(size, dtype=dtype)
+        return self.made[key][:size].view(shape)
 
 
 def query_rows(x: Tensor, at: Chunk, plan: Plan) -> Tensor:
@@ -220,9 +243,10 @@ def accumulate(links: Tensor, x: Tensor) -> Tensor:
 def cache_prefix(count: Tensor, total: Tensor, v: Tensor, at: Chunk, plan: Plan) -> tuple[Tensor, Tensor]:
     """The cache of each block of a chunk and of the next chunk's first, given that of its own first.
 
-    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V) -> counts (b, h, n+1, S), totals (b, h, n+1, S, V).
+    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V) -> counts (b, h, n+1, S), totals (b, h, n+1, S, V); all
+    wide but v, which may be narrower.
     """
-    values = v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].unflatten(2, (-1, plan.L))
+    values = v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].to(total.dtype).unflatten(2, (-1, plan.L))
     more_count, more_total = sum_by_code(plan.leaving(at), values, plan.cached)
     links = plan.links(at)
     counts = accumulate(links, torch.cat([count[:, :, None], more_count], dim=2))

@@ -49,19 +49,26 @@ class Call(Arguments):
         """fp32, or fp64 if queries or values are: oracles keep their digits."""
         return torch.promote_types(torch.promote_types(self.q.dtype, self.v.dtype), torch.float32)
 
+    @property
+    def common_dtype(self) -> torch.dtype:
+        """The narrowest type that loses nothing of queries, keys and values: what enters products."""
+        return torch.promote_types(torch.promote_types(self.q.dtype, self.k_hat.dtype), self.v.dtype)
+
     def wide(self) -> Call:
         """The same call with all floating tensors in `wide_dtype` and the scale inside q."""
-        wide = self.wide_dtype
-        q = self.q.to(wide)
+        call, wide = self.of_type(self.wide_dtype), self.wide_dtype
+        q = call.q if self.scale is None else call.q * self.scale
+        return replace(call, q=q, scale=None, bias=None if self.bias is None else self.bias.to(wide))
+
+    def of_type(self, dtype: torch.dtype) -> Call:
+        """The same call with queries, keys, values and codebook of this type; bias, counts and means stay."""
         return replace(
             self,
-            q=q if self.scale is None else q * self.scale,
-            scale=None,
-            k_hat=self.k_hat.to(wide),
-            v=self.v.to(wide),
-            codebook=self.codebook.to(wide),
-            bias=None if self.bias is None else self.bias.to(wide),
-            state=self.state.of_type(wide, wide, wide),
+            q=self.q.to(dtype),
+            k_hat=self.k_hat.to(dtype),
+            v=self.v.to(dtype),
+            codebook=self.codebook.to(dtype),
+            state=self.state.of_type(dtype, dtype, self.wide_dtype),
         )
 
     def learned(self) -> list[Tensor]:

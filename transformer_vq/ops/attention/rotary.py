@@ -16,12 +16,13 @@ from transformer_vq.ops.attention.call import Call
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     """R_p x. x (..., T, K); position (..., T) or (T,) in tokens; frequency (K/2,) in radians per token -> (..., T, K).
 
-    Angles are fp64, because a position of 65,536 in fp32 is off by 4e-3 radians.
+    Angles are fp64, because a position of 65,536 in fp32 is off by 4e-3 radians; a 16-bit x is turned in fp32.
     """
+    wide = torch.promote_types(x.dtype, torch.float32)
     angle = position.to(torch.float64)[..., None] * frequency.to(torch.float64)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+    a, b = x.to(wide).chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 def positioned(call: Call) -> tuple[Tensor, Tensor, Tensor]:
