@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from transformer_vq.ops.attention import blocks, initial_state
 
-LINEAR = ["blockwise", "recurrent"]
+LINEAR = ["blockwise", "recurrent", "wide"]
 RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
 
 
 @pytest.mark.parametrize(
     ("backend", "chunk_rows"),
-    [("blockwise", 20), ("blockwise", 4096), ("recurrent", None)],
-    ids=["blockwise, many chunks", "blockwise, one chunk", "recurrent"],
+    [("blockwise", 20), ("blockwise", 4096), ("wide", 20), ("recurrent", None)],
+    ids=["blockwise, many chunks", "blockwise, one chunk", "wide", "recurrent"],
 )
 @pytest.mark.parametrize(("gradients", "grad_through_cache"), RULES)
 @pytest.mark.parametrize(
