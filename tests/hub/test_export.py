@@ -11,10 +11,12 @@ import torch
 from tiny_run import tiny_run
 
 from transformer_vq.cli import run as command
+from transformer_vq.config import ConfigError, TransformerVQConfig, validate
 from transformer_vq.evaluation.generation import generate
 from transformer_vq.training import load_run, run
 
 pytest.importorskip("transformers")
+from transformer_vq.hub.export import export
 
 ELSEWHERE = """
 import importlib.abc, json, sys
@@ -113,6 +115,18 @@ def test_what_cannot_go_out_is_refused_and_nothing_is_written(tmp_path, capsys, 
     run(config, quiet=True)
     assert command(["export", config.run_dir, str(tmp_path / "out")]) == 2
     assert "layer 1: estimator = mine:half: is code of your own" in capsys.readouterr().err
+    loaded = load_run(config.run_dir)
+    for changes, reason in (
+        ({"per_layer": {"0": {"kind": "mine:Own", "codes": 8}}}, "layer 0: kind = mine:Own: is code of your own"),
+        ({"per_layer": None, "backend": "mine:attend"}, "model.backend = mine:attend: is code of your own"),
+    ):
+        settings = validate({**loaded.config.model.model_dump(), **changes}, TransformerVQConfig)
+        with pytest.raises(ConfigError, match=reason):
+            export(
+                loaded._replace(config=loaded.config.model_copy(update={"model": settings})),
+                tmp_path / "run",
+                tmp_path / "out",
+            )
     (tmp_path / "there").mkdir()
     assert command(["export", config.run_dir, str(tmp_path / "there")]) == 2
     assert "is there already" in capsys.readouterr().err
@@ -120,9 +134,7 @@ def test_what_cannot_go_out_is_refused_and_nothing_is_written(tmp_path, capsys, 
 
 
 def test_a_tokenizer_that_needs_code_of_ours_is_refused(tmp_path):
-    from transformer_vq.config import ConfigError
     from transformer_vq.data.tokenizers.sentencepiece import SentencePieceTokenizer
-    from transformer_vq.hub.export import export
 
     config = tiny_run(tmp_path)
     run(config, quiet=True)

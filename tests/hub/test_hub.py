@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from helpers import assert_same
 
 from transformer_vq import TransformerVQ
-from transformer_vq.config import ConfigError
 
 transformers = pytest.importorskip("transformers")
-from transformer_vq.hub import TransformerVQCache, TransformerVQForCausalLM, TransformerVQHubConfig  # noqa: E402
+from hub_models import EACH, VOCAB, config, model, text  # noqa: E402
 
-SIZES = {"layers": 2, "width": 16, "key_dim": 8, "value_dim": 8, "window": 3, "block_len": 4}
-VARIANTS = {
-    "gau": {"quantizer": {"kind": "vq", "codes": 8, "estimator": "rotation"}},
-    "tied": {"tied_embedding": True, "logit_scale": 0.5, "quantizer": {"kind": "vq", "codes": 8}},
-    "transformer": {"block": "transformer", "heads": 4, "kv_heads": 2, "position": "rotary", "conv": 3},
-    "fsq-and-full": {"per_layer": {"0": {"kind": "fsq", "levels": [3, 3]}, "1": {"kind": "none"}}},
-    "window-only": {"cache": False, "absolute_positions": True, "position": "scalar"},
-}
-EACH = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-VOCAB = 29
-
-
-def config(**changes) -> TransformerVQHubConfig:
-    return TransformerVQHubConfig(model={**SIZES, **changes}, vocab_size=VOCAB, seed=3)
-
-
-def model(**changes) -> TransformerVQForCausalLM:
-    return TransformerVQForCausalLM(config(**changes)).eval()
-
-
-def text(B: int, T: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(seed))
+from transformer_vq.hub import TransformerVQForCausalLM  # noqa: E402
 
 
 @EACH
@@ -62,81 +38,51 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path, changes):
     assert torch.equal(two(text(2, 20)).logits, one(text(2, 20)).logits)
     base = transformers.AutoModel.from_pretrained(tmp_path)
     assert torch.equal(base(text(1, 9)).last_hidden_state, one.model(text(1, 9)).last_hidden_state)
+
+
+@EACH
+def test_in_bf16_numbers_are_near_and_codebooks_stay_wide(tmp_path, changes):
+    one, tokens = model(**changes), text(2, 20)
+    one.save_pretrained(tmp_path)
     half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.lm_head.weight.dtype == torch.bfloat16 and torch.isfinite(half(text(1, 9)).logits).all()
+    made = transformers.AutoModelForCausalLM.from_config(one.config, dtype=torch.bfloat16)
+    for net in (half, made, model(**changes).to(torch.bfloat16)):
+        assert net.lm_head.weight.dtype == torch.bfloat16
+        assert {x.dtype for name, x in net.named_buffers() if "ema_" in name} <= {torch.float32}
+    for name, tensor in one.named_buffers():
+        if "ema_" in name:
+            assert torch.equal(half.get_buffer(name), tensor)  # no digit was lost
+    with torch.no_grad():
+        want, got = one(tokens).logits, half.eval()(tokens).logits
+    assert got.dtype == torch.float32
+    assert (got - want).pow(2).mean() < 0.05 * want.pow(2).mean()  # a key near a border may take another code
+    half.train()(tokens, labels=tokens).loss.backward()
+    torch.optim.SGD(half.parameters(), lr=0.1).step()
+    half.eval().save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    for name, tensor in half.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor) and again.state_dict()[name].dtype == tensor.dtype, name
 
 
 @EACH
 @torch.no_grad()
-def test_greedy_equals_a_loop_without_a_cache(changes):
-    net, prompt = model(**changes), text(2, 7)
-    want = prompt
-    for _ in range(12):
-        want = torch.cat([want, net(want, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    for use_cache in (True, False):
-        assert torch.equal(net.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=use_cache), want)
-
-
-@EACH
-@torch.no_grad()
-def test_left_padding_is_invisible(changes):
-    net = model(**changes)
-    rows = [text(1, n, seed=n)[0] for n in (3, 9, 5)]
-    padded = torch.stack([torch.cat([torch.zeros(9 - len(row), dtype=torch.int64), row]) for row in rows])
-    mask = torch.stack([torch.arange(9) >= 9 - len(row) for row in rows]).long()
-    got = net.generate(padded, attention_mask=mask, max_new_tokens=8, do_sample=False)[:, 9:]
-    for row, continuation in zip(rows, got, strict=True):
-        assert torch.equal(net.generate(row[None], max_new_tokens=8, do_sample=False)[0, len(row) :], continuation)
-
-
-@torch.no_grad()
-def test_beams_samples_and_several_sequences():
-    net, prompt = model(), text(2, 6)
-    beams = net.generate(prompt, max_new_tokens=6, num_beams=3, num_return_sequences=3, do_sample=False)
-    without = net.generate(
-        prompt, max_new_tokens=6, num_beams=3, num_return_sequences=3, do_sample=False, use_cache=False
-    )
-    assert torch.equal(beams, without) and beams.shape == (6, 12)
-    torch.manual_seed(0)
-    one = net.generate(prompt, max_new_tokens=6, do_sample=True, num_return_sequences=2)
-    torch.manual_seed(0)
-    assert torch.equal(one, net.generate(prompt, max_new_tokens=6, do_sample=True, num_return_sequences=2))
-
-
-@torch.no_grad()
-def test_a_cache_goes_on_is_copied_and_keeps_its_size():
-    net, tokens = model(), text(2, 30)
-    out = net(tokens[:, :11], use_cache=True)
-    kept = copy.deepcopy(out.cache)
-    assert out.cache.get_seq_length() == 11
-    rest = net(tokens[:, 11:], cache=out.cache)
-    whole = net(tokens)
-    assert_same({"x": rest.logits}, {"x": whole.logits[:, 11:]}, 1e-5)
-    again = net(tokens[:, 11:], cache=kept)
-    assert torch.equal(again.logits, rest.logits)  # the first continuation wrote nothing into the copy
-
-    def size(cache):
-        return sum(x.numel() for layer in cache.state.layers for x in layer)
-
-    assert size(out.cache) == size(net(text(2, 300), use_cache=True).cache)
-    kept.batch_select_indices(torch.tensor([1, 1]))
-    kept.batch_repeat_interleave(2)
-    assert kept.state.position.shape == (4,)
-    kept.reset()
-    assert kept.get_seq_length() == 0
-    with pytest.raises(ValueError, match="cannot be cropped"):
-        out.cache.crop(-1)
-
-
-@torch.no_grad()
-def test_generation_continues_from_a_passed_cache():
-    net, tokens = model(), text(1, 20)
-    want = net.generate(tokens, max_new_tokens=6, do_sample=False)
-    cache = net(tokens[:, :12], use_cache=True).cache
-    assert torch.equal(net.generate(tokens, cache=cache, max_new_tokens=6, do_sample=False), want)
-    result = net.generate(tokens, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-    more = net.generate(result.sequences, cache=result.cache, max_new_tokens=3, do_sample=False)
-    assert torch.equal(more, want)
+def test_a_device_map_places_layers_and_keeps_some_on_disk(tmp_path, changes):
+    one, tokens = model(**changes), text(2, 12)
+    one.save_pretrained(tmp_path / "saved")
+    places = {"model.steps": "cpu", "lm_head": "cpu"} | {
+        f"model.backbone.{name}": place
+        for name, place in (("embedding", "cpu"), ("layers.0", "cpu"), ("layers.1", "disk"), ("norm", "cpu"))
+    }
+    if one.config.settings().absolute_positions:
+        places["model.backbone.absolute_scale"] = "cpu"
+    for where in (places, "auto", {"": "cpu"}):
+        net = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "saved", device_map=where, offload_folder=tmp_path / "disk"
+        )
+        assert any(p.is_meta for p in net.parameters()) == (where is places)
+        assert torch.equal(net(tokens).logits, one(tokens).logits)
+        want = one.generate(tokens, max_new_tokens=4, do_sample=False)
+        assert torch.equal(net.generate(tokens, max_new_tokens=4, do_sample=False), want)
 
 
 @torch.no_grad()
@@ -146,9 +92,23 @@ def test_packed_documents_are_kept_apart():
     for first, last in ((0, 8), (8, 15), (15, 20)):
         assert_same({"x": got[:, first:last]}, {"x": net(tokens[:, first:last]).logits}, 1e-5)
     index = torch.tensor([[0] * 8 + [1] * 7 + [2] * 5])
+    places = torch.cat([torch.arange(n) for n in (8, 7, 5)])[None]
     assert torch.equal(net(tokens, seq_idx=index).logits, got)
+    assert torch.equal(net(tokens, cu_seq_lens_q=torch.tensor([0, 8, 15, 20], dtype=torch.int32)).logits, got)
+    assert torch.equal(net(tokens, position_ids=places).logits, got)
+    assert torch.equal(net(tokens, position_ids=torch.arange(20)[None]).logits, net(tokens).logits)
+    two = torch.cat([tokens, tokens])
+    assert_same({"x": net(two, position_ids=places).logits[1:]}, {"x": got}, 1e-5)
     embedded = net.get_input_embeddings()(tokens)
     assert torch.equal(net(inputs_embeds=embedded).logits, net(tokens).logits)
+    for wrong, reason in (
+        ({"cu_seqlens": torch.tensor([0, 20])}, "documents packed into one row; input has 2"),
+        ({"position_ids": places[:, 1:]}, r"position_ids has shape \(1, 19\); \(2, 20\) is expected"),
+        ({"attention_mask": torch.ones(1, 20)}, r"attention_mask has shape \(1, 20\); \(2, 20\) is expected"),
+        ({"labels": tokens}, r"labels has shape \(1, 20\); \(2, 20\) is expected"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            net(two, **wrong)
 
 
 def test_codebooks_move_once_per_optimizer_step_also_with_accumulation():
@@ -194,15 +154,17 @@ def test_loss_over_items_in_batch_adds_up():
     assert torch.allclose(parts, whole, rtol=1e-5)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    tokens, found = text(2, 12), []
+def test_gradient_checkpointing_gives_the_same_gradients_and_repeats_every_layer():
+    tokens, found, calls = text(2, 12), [], []
     for enable in (False, True):
         net = model().train()
         if enable:
             net.activation_checkpointing_enable()
+        net.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(enable))
         net(tokens, labels=tokens).loss.backward()
         found.append({name: p.grad for name, p in net.named_parameters()})
     assert_same(found[1], found[0], 1e-5)
+    assert calls.count(False) == 1 and calls.count(True) == 2
 
 
 @EACH
@@ -231,19 +193,3 @@ def test_embeddings_can_be_resized(tmp_path, tied):
     net.save_pretrained(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(again(text(1, 9)).logits, net(text(1, 9)).logits)
-
-
-def test_what_does_not_fit_is_refused():
-    net = model()
-    cache = net(text(2, 5), use_cache=True).cache
-    with pytest.raises(ValueError, match="cache has 2 rows; the input has 3"):
-        net(text(3, 5), cache=cache)
-    with pytest.raises(ValueError, match="cache is of a model with 2 layers; this one has 1"):
-        model(layers=1)(text(2, 5), cache=cache)
-    with pytest.raises(ValueError, match="DynamicCache"):
-        net(text(2, 5), cache=transformers.DynamicCache())
-    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
-        net()
-    with pytest.raises(ConfigError, match="widht: no such key; did you mean width"):
-        TransformerVQHubConfig(model={"widht": 3})
-    assert isinstance(cache, TransformerVQCache)

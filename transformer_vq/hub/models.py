@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformer_vq.hub.cache import TransformerVQCache
 from transformer_vq.hub.codebooks import follow
 from transformer_vq.hub.config import TransformerVQHubConfig
+from transformer_vq.hub.inputs import check_state, documents, real_tokens
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.language_model import Backbone
 from transformer_vq.quantizers import Quantized
@@ -178,15 +179,17 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
         add_loss: bool = True,
         **ignored: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids (B, T) int64, or inputs_embeds (B, T, D) -> last_hidden_state (B, T, D) and the cache.
 
-        attention_mask (B, T) or (B, past + T), 1 = real: padding anywhere enters nothing.  position_ids are not read:
-        places follow from the real tokens.  cu_seqlens (N+1,): borders of documents packed into one row; seq_idx
-        (B, T): the document of each token.  Raises ValueError for inputs or a cache that do not fit.
+        attention_mask (B, T) or (B, past + T), 1 = real: padding anywhere enters nothing; places follow from the real
+        tokens.  Documents packed into rows are kept apart: by cu_seqlens or cu_seq_lens_q (N+1,), their borders in one
+        row, by seq_idx (B, T), the document of each token, or, with neither mask nor cache, wherever position_ids
+        (B or 1, T) do not go up by one.  Raises ValueError for inputs or a cache that do not fit.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -199,15 +202,17 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
             raise ValueError(f"cache is a {type(cache).__name__}; a TransformerVQCache is needed, or None")
         state = None if cache is None else cache.state
         if state is not None:
-            check_state(state.layers, self.backbone, B)
+            check_state(state, self.backbone, B)
+        borders = cu_seq_lens_q if cu_seqlens is None else cu_seqlens
+        places = position_ids if attention_mask is None and cache is None else None  # as Transformers' own masks do
         always = self.backbone.config.checkpoint_activations
         self.backbone.checkpoint_activations = self.gradient_checkpointing or always
         tokens = torch.zeros(B, T, dtype=torch.int64, device=given.device) if input_ids is None else input_ids
         x, after, quantized = self.backbone.features(
             tokens,
             state,
-            segments=documents(B, T, given.device, cu_seqlens, seq_idx),
-            mask=real_tokens(attention_mask, T),
+            segments=documents(B, T, given.device, borders, seq_idx, places),
+            mask=real_tokens(attention_mask, B, T, 0 if cache is None else cache.seen),
             embedded=inputs_embeds,
         )
         self.last_loss = quantizer_loss(quantized)
@@ -272,6 +277,7 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
@@ -283,6 +289,8 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
         logits = self.logits(x[:, kept] if labels is None else x)
         loss = None
         if labels is not None:
+            if labels.shape != logits.shape[:2]:
+                raise ValueError(f"labels has shape {tuple(labels.shape)}; {tuple(logits.shape[:2])} is expected")
             following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             counted = following != IGNORED
             total = F.cross_entropy(logits.flatten(0, 1), following.flatten().to(logits.device), reduction="sum")
@@ -308,35 +316,3 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
 def quantizer_loss(quantized: tuple[Quantized, ...]) -> Tensor:
     """The layers' losses, weighted and summed."""
     return torch.stack([q.loss for q in quantized]).sum()
-
-
-def real_tokens(attention_mask: Tensor | None, T: int) -> Tensor | None:
-    """The mask of the last T columns, (B, T) bool; None where nothing is known to be padding.
-
-    Raises ValueError for a mask that is not (B, columns).
-    """
-    if attention_mask is None:
-        return None
-    if attention_mask.ndim != 2 or attention_mask.shape[1] < T:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; (batch, at least {T}) is expected")
-    mask = attention_mask[:, -T:].bool()
-    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
-
-
-def documents(B: int, T: int, device: torch.device, cu_seqlens: Tensor | None, seq_idx: Tensor | None) -> Tensor | None:
-    """(B, T) int64 number of each token's document, or None for one.  Raises ValueError where borders do not fit."""
-    if cu_seqlens is None:
-        return None if seq_idx is None else seq_idx.long()
-    if B != 1:
-        raise ValueError(f"cu_seqlens are of documents packed into one row; input has {B}")
-    place = torch.arange(T, device=device)
-    return torch.searchsorted(cu_seqlens.to(device).long(), place, right=True)[None]
-
-
-def check_state(layers: tuple[Any, ...], backbone: Backbone, B: int) -> None:
-    """Raise ValueError where a cache belongs to another model or another batch."""
-    if len(layers) != len(backbone.layers):
-        raise ValueError(f"cache is of a model with {len(layers)} layers; this one has {len(backbone.layers)}")
-    rows = layers[0].alive.shape[0]
-    if rows != B:
-        raise ValueError(f"cache has {rows} rows; the input has {B}")

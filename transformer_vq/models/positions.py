@@ -73,9 +73,9 @@ class XLBias(nn.Module):
 
         draws (B,) int64, in training: the mask on the sinusoids follows from the first row's, and holds for all.
         """
-        config, weight = self.config, self.r_proj.weight
-        distances = torch.arange(config.window + 1, device=weight.device)
-        table = sinusoid(distances, config.width, config.position_base, weight.dtype)
+        config, own = self.config, self.u  # not the projection's weight: a loader may hold that back until it is called
+        distances = torch.arange(config.window + 1, device=own.device)
+        table = sinusoid(distances, config.width, config.position_base, own.dtype)
         if self.training and config.dropout_sinusoid > 0:
             assert draws is not None
             place = torch.arange(table.numel(), device=table.device).view_as(table)

@@ -23,10 +23,11 @@ class Projection(nn.Module):
     def __init__(self, heads: int, dim: int, d: int, seed: int, layer: int) -> None:
         super().__init__()
         generator = seeded(seed, layer, "projection")
-        rows = torch.empty(heads, d, dim)
+        narrow = torch.get_default_dtype()
+        rows = torch.empty(heads, d, dim, dtype=torch.promote_types(narrow, torch.float32))  # the QR needs it
         for head in rows:
             nn.init.orthogonal_(head, gain=dim**0.25, generator=generator)
-        self.weight = nn.Parameter(rows)
+        self.weight = nn.Parameter(rows.to(narrow))
 
     def forward(self, k: Tensor) -> Tensor:
         """See the class. In full precision: a rounded product may round to another level."""

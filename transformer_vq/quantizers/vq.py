@@ -54,7 +54,8 @@ class VectorQuantizer(NearestQuantizer):
     def __init__(self, config: VQConfig, heads: int, dim: int, seed: int = 0, layer: int = 0) -> None:
         super().__init__(config, seed, layer, sees_keys_first=config.init != "normal")
         H, S = heads, config.size
-        rows = torch.randn(H, S, dim, generator=seeded(seed, layer, "codebook")) * (H * S) ** -0.5
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)  # a loader may have set bf16
+        rows = torch.randn(H, S, dim, generator=seeded(seed, layer, "codebook"), dtype=wide) * (H * S) ** -0.5
         self.metric = config.lookup
         self.by_ema = config.codebook == "ema"
         self.fresh_count = max(config.dead_code_threshold, 1.0)
@@ -62,8 +63,8 @@ class VectorQuantizer(NearestQuantizer):
         if self.by_ema:
             self.register_buffer("ema_sum", rows * self.fresh_count)
         else:
-            self.weight = nn.Parameter(rows)
-        self.register_buffer("ema_count", torch.full((H, S), self.fresh_count))
+            self.weight = nn.Parameter(rows.to(torch.get_default_dtype()))
+        self.register_buffer("ema_count", torch.full((H, S), self.fresh_count, dtype=wide))
         if config.dead_code_threshold > 0:
             self.register_buffer("age", torch.zeros(H, S, dtype=torch.int64))
         self.statistics = Statistics(sums=self.by_ema, candidates=S if config.dead_code_threshold > 0 else 0)
