@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -58,8 +58,16 @@ class TransformerVQConfig(Settings):
         "xl", description="xl: Transformer-XL bias | scalar: a learned number per head and distance | rotary | none"
     )
     position_base: float = Field(10000.0, gt=1, description="base of the sinusoid's and the rotation's frequencies")
+    rotary_frequencies: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+        None, description="position: rotary only; radians per token of each of the key_dim/2 pairs; null: position_base"
+    )
     absolute_positions: bool = Field(False, description="add a scaled absolute sinusoid to the embeddings")
     cache: bool = Field(True, description="attend to keys beyond the window through their codes; false: window only")
+    window_keys: Literal["codes", "exact"] = Field(
+        "codes",
+        description="how keys inside the window are seen: by their codes, as in the paper | exact: as they are, for "
+        "adopted models; needs gradients: window",
+    )
     gradients: Literal["window", "block"] = Field(
         "window",
         description="window: keys get gradient from distances <= M, whatever L | block: the paper's, depends on L",
@@ -68,6 +76,15 @@ class TransformerVQConfig(Settings):
     backend: str = Field("auto", min_length=1, description="attention backend: auto or a name")
     tied_embedding: bool = Field(False, description="the output head is the transposed embedding")
     final_norm: bool = Field(True, description="a norm before the output head (the paper's enwik8 model has none)")
+    norm_eps: float = Field(1e-6, gt=0, description="ε of every RMS norm, added to the mean square inside the root")
+    qk_norm: bool = Field(
+        True,
+        description="true: queries and keys at length K^(1/4), the paper's | false: as projected, over K^(1/4), for "
+        "adopted models; logits hold 1/sqrt(K) either way",
+    )
+    qkv_bias: bool = Field(False, description="block: transformer only; biases of queries, keys and values")
+    out_bias: bool = Field(False, description="block: transformer only; a bias on what attention gives")
+    mlp_bias: bool = Field(False, description="block: transformer only; biases of SwiGLU")
     logit_scale: float = Field(1.0, gt=0, description="multiplies the logits, bias included")
     dropout_embedding: float = Field(0.0, ge=0, lt=1, description="dropout after the embeddings")
     dropout_sinusoid: float = Field(0.0, ge=0, lt=1, description="dropout on the sinusoids (xl), a mask a sequence")
@@ -116,6 +133,20 @@ class TransformerVQConfig(Settings):
             raise ValueError(f"key_dim = {self.key_dim}: must be even with position: rotary, which rotates pairs")
         if (self.position == "xl" or self.absolute_positions) and self.width % 2:
             raise ValueError(f"width = {self.width}: must be even, half of the sinusoid is sines and half cosines")
+        return self
+
+    @model_validator(mode="after")
+    def _what_belongs_together(self) -> TransformerVQConfig:
+        if (given := self.rotary_frequencies) is not None:
+            if self.position != "rotary":
+                raise ValueError(f"rotary_frequencies: needs position: rotary, not {self.position}")
+            if len(given) != self.key_dim // 2:
+                raise ValueError(f"rotary_frequencies: has {len(given)} numbers; key_dim/2 = {self.key_dim // 2} it is")
+        if self.window_keys == "exact" and self.gradients == "block":
+            raise ValueError("window_keys = exact: needs gradients: window; the paper's rule knows codes alone")
+        for name in ("qkv_bias", "out_bias", "mlp_bias"):
+            if self.block != "transformer" and getattr(self, name):
+                raise ValueError(f"{name} = true: needs block: transformer")
         return self
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.config.quantizer import VQConfig
 from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.models.norm import EPSILON
 from transformer_vq.ops.attention import AttentionState
 from transformer_vq.quantizers import VectorQuantizer
 
@@ -234,6 +235,9 @@ def _check(config: TransformerVQConfig) -> None:
         f"block: {config.block}": config.block != "gau",
         f"position: {config.position}": config.position != "xl",
         f"conv: {config.conv}": config.conv > 0,
+        f"norm_eps: {config.norm_eps}": config.norm_eps != EPSILON,
+        "qk_norm: false": not config.qk_norm,
+        "window_keys: exact": config.window_keys == "exact",
         f"kv_heads: {config.kv_heads}": config.key_value_heads != config.heads,
         f"an odd number of layers, {config.layers}": config.layers % 2 == 1,
         "a layer without kind: vq and codebook: ema": any(

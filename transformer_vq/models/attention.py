@@ -3,6 +3,7 @@
 Axes:   B batch  H heads  Hkv key heads  T length  K key width  V value width  S codes  M window
 Queries and keys are normed per head and divided by τ = K^(1/4), so ‖q‖² = ‖k‖² = √K: q·k already holds the usual
 K^(-1/2), and no other scale follows. The codebook lives in that space.  [Lingle 2309.16354]
+With `qk_norm: false` they are divided by τ without the norm, the softmax attention of most pretrained models.
 
 A layer whose keys are not quantized (`kind: none`, or a quantizer before its start_step) keeps every key and value:
     cache: true    full softmax attention; the state grows with the text
@@ -78,6 +79,11 @@ class VQAttention(nn.Module):
         """False for `kind: none` and, while it warms up, for a quantizer with a start_step."""
         return self.kind != "none" and not self.quantizer.warming_up
 
+    @property
+    def exact_window(self) -> bool:
+        """Keys inside the window are seen as they are; beyond it through their codes."""
+        return self.quantizes and self.config.window_keys == "exact"
+
     def mix(self, y: Tensor, context: Context, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """y (B, T, D), the normed input -> what projections read, and the inputs to carry on (`Carried.inputs`)."""
         if self.conv is None:
@@ -89,9 +95,10 @@ class VQAttention(nn.Module):
         """(B, T, heads·width), head-major -> (B, heads, T, width)."""
         return rearrange(x, "b t (h d) -> b h t d", h=heads)
 
-    def normed_heads(self, x: Tensor, heads: int) -> Tensor:
-        """(B, T, heads·K) -> (B, heads, T, K): each head's vector at length K^(1/4), the space of keys and codes."""
-        return rms_normalize(self.split_heads(x, heads), scale=self.config.key_dim**-0.25)
+    def key_heads(self, x: Tensor, heads: int) -> Tensor:
+        """(B, T, heads·K) -> (B, heads, T, K), the space of queries, keys and codes: see the top."""
+        x, scale = self.split_heads(x, heads), self.config.key_dim**-0.25
+        return rms_normalize(x, scale, self.config.norm_eps) if self.config.qk_norm else x * scale
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None
@@ -122,6 +129,7 @@ class VQAttention(nn.Module):
         else:
             if self.quantizes:
                 k_hat, codes, codebook = quantized.quantized, quantized.codes, self.quantizer.codebook
+                k_hat = k if self.exact_window else k_hat
             else:  # a codebook of one row that nobody reads: without a cache only exact keys count
                 k_hat, codes = k, torch.zeros(k.shape[:-1], dtype=torch.int64, device=k.device)
                 codebook = k.new_zeros(k.shape[1], 1, k.shape[-1])
@@ -138,6 +146,7 @@ class VQAttention(nn.Module):
                 state=state if isinstance(state, AttentionState) else None,
                 cache=config.cache,
                 gradients=config.gradients,
+                exact_window=self.exact_window,
                 grad_through_cache=config.grad_through_cache,
                 backend=config.backend,
                 segments=context.segments,

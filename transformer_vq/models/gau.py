@@ -27,7 +27,7 @@ class GAU(VQAttention):
             config.key_value_heads * config.value_dim,
             config.heads * config.value_dim,
         )
-        self.norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, config.norm_eps)
         self.q_proj = linear(config.width, config.heads * config.key_dim, generator)
         self.kvg_proj = linear(config.width, sum(self.widths), generator)
         self.out_proj = linear(config.heads * config.value_dim, config.width, generator)
@@ -38,7 +38,7 @@ class GAU(VQAttention):
         heads, kv_heads = self.config.heads, self.config.key_value_heads
         y, inputs = self.mix(self.norm(x), context, carried.inputs)
         k, v, gate = self.kvg_proj(y).split(self.widths, -1)
-        q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
+        q, k = self.key_heads(self.q_proj(y), heads), self.key_heads(k, kv_heads)
         v = self.split_heads(F.silu(v), kv_heads)
         o, after, quantized = self.attend(q, k, v, context, carried.attention)
         x = x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws, context.tokens)

@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         )
         block = BLOCKS[config.block]
         self.layers = nn.ModuleList(block(config, i, seed, generator) for i in range(config.layers))
-        self.norm = RMSNorm(config.width) if config.final_norm else nn.Identity()
+        self.norm = RMSNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
 
     def features(
         self,

@@ -117,12 +117,14 @@ class Rotary(nn.Module):
 
     def __init__(self, config: TransformerVQConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.base = config.position_base
+        self.base, self.given = config.position_base, config.rotary_frequencies
 
     def forward(self, q: Tensor, draws: Tensor | None = None) -> Positioned:
         """q (B, H, T, K), unchanged, and frequencies (K/2,) in fp32 or wider."""
         wide = torch.promote_types(q.dtype, torch.float32)
-        return Positioned(q, rotary=frequencies(q.shape[-1], self.base, q.device).to(wide))
+        if self.given is None:
+            return Positioned(q, rotary=frequencies(q.shape[-1], self.base, q.device).to(wide))
+        return Positioned(q, rotary=torch.tensor(self.given, dtype=torch.float64, device=q.device).to(wide))
 
 
 # one signature, by `config.position`

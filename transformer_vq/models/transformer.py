@@ -1,7 +1,8 @@
 """A present-day transformer block: pre-norm, grouped-query VQ attention, then SwiGLU  [Shazeer 2002.05202].
 
 x + W_o[attention of normed x], then x + W_2[SiLU(W_1 x̃) ⊙ W_3 x̃].  Queries and keys are normed as in the paper's unit,
-so that the codebook lives in the same space.  Axes:  B batch  T length  D width  H heads  K key width  V value width
+so that the codebook lives in the same space. With `qk_norm: false` and biases where they have them it is the block of
+Llama and Qwen2.  Axes:  B batch  T length  D width  H heads  K key width  V value width
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class SwiGLU(nn.Module):
     def __init__(self, config: TransformerVQConfig, generator: torch.Generator) -> None:
         super().__init__()
         hidden = config.mlp_dim or -(-8 * config.width // 24) * 8
-        self.up_proj = linear(config.width, 2 * hidden, generator)  # W_1 and W_3, one above the other
-        self.down_proj = linear(hidden, config.width, generator)
+        self.up_proj = linear(config.width, 2 * hidden, generator, config.mlp_bias)  # W_1 and W_3, one above the other
+        self.down_proj = linear(hidden, config.width, generator, config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -39,11 +40,11 @@ class TransformerBlock(VQAttention):
     def __init__(self, config: TransformerVQConfig, layer: int, seed: int, generator: torch.Generator) -> None:
         super().__init__(config, layer, seed, generator)
         self.widths = (config.key_value_heads * config.key_dim, config.key_value_heads * config.value_dim)
-        self.norm = RMSNorm(config.width)
-        self.q_proj = linear(config.width, config.heads * config.key_dim, generator)
-        self.kv_proj = linear(config.width, sum(self.widths), generator)
-        self.out_proj = linear(config.heads * config.value_dim, config.width, generator)
-        self.mlp_norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.q_proj = linear(config.width, config.heads * config.key_dim, generator, config.qkv_bias)
+        self.kv_proj = linear(config.width, sum(self.widths), generator, config.qkv_bias)
+        self.out_proj = linear(config.heads * config.value_dim, config.width, generator, config.out_bias)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config, generator)
         self.dropout = ResidualDropout(config.dropout_residual, config.dropout_layer, layer)
 
@@ -52,7 +53,7 @@ class TransformerBlock(VQAttention):
         heads, kv_heads = self.config.heads, self.config.key_value_heads
         y, inputs = self.mix(self.norm(x), context, carried.inputs)
         k, v = self.kv_proj(y).split(self.widths, -1)
-        q, k = self.normed_heads(self.q_proj(y), heads), self.normed_heads(k, kv_heads)
+        q, k = self.key_heads(self.q_proj(y), heads), self.key_heads(k, kv_heads)
         o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, carried.attention)
         x = x + self.dropout(self.out_proj(o), context.draws, context.tokens)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, context.tokens, place=1)

@@ -120,6 +120,13 @@ def test_every_state_carries_over(shape, window, rule):
     moved(attention_case(T=43, window=window, block_len=4, **shape, **options), rule, (9, 1, 2, 31))
 
 
+@pytest.mark.parametrize("shape", [{"rotary": True, "H": 4}, {"bias": (2, 37)}], ids=str)
+def test_an_exact_window(shape):
+    case = attention_case(T=37, block_len=8, window=5, exact_window=True, **shape)
+    case = replace(case, tensors={**case.tensors, "k_hat": torch.randn_like(case.tensors["k_hat"])})
+    assert_same(run(case, "triton"), run(case, "quadratic"), 1e-10)
+
+
 def test_a_key_among_millions_still_gets_its_gradient():
     """log n and log (n+1) are one number in fp32; what enters the cache is told by exact counts."""
     case = attention_case(T=37, window=2, B=1, H=1, Hkv=1, S=2, dtype=torch.float32)

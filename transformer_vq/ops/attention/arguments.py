@@ -49,6 +49,7 @@ class Arguments:
     cache: bool = True
     gradients: str = "window"
     grad_through_cache: bool = True
+    exact_window: bool = False
     backend: str = "auto"
 
 
@@ -78,6 +79,8 @@ def check(x: Arguments) -> None:
         raise ValueError(f"window must be at least 0 and block_len at least 1, not {x.window} and {x.block_len}")
     if x.gradients not in GRADIENTS:
         raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, not {x.gradients!r}")
+    if x.exact_window and x.gradients != "window":
+        raise ValueError(f"exact_window needs gradients='window', not {x.gradients!r}")
     for name, tensor, axes in (("q", x.q, 4), ("v", x.v, 4), ("codebook", x.codebook, 3)):
         if tensor.dim() != axes:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs {axes} axes")

@@ -116,7 +116,7 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
         return F.pad(keys, (0, 0, 0, missing)) if missing else keys
 
     q, q_far, k = positioned(call)
-    two_sided = call.rotary is not None or not call.fresh
+    two_sided = call.rotary is not None or call.exact_window or not call.fresh
     k_far = pad(call.k_beyond_window) if two_sided else None
 
     S = call.codebook.shape[1] if call.cache else 0
@@ -140,7 +140,8 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
         gradients=call.gradients,
         through=call.grad_through_cache,
     )
-    return plan, Inputs(q, None if q_far is q else q_far, pad(k), k_far, pad(call.v_with_carried), call.bias)
+    q_beyond = None if q_far is q and not call.exact_window else q_far
+    return plan, Inputs(q, q_beyond, pad(k), k_far, pad(call.v_with_carried), call.bias)
 
 
 def attend(plan: Plan, x: Inputs, begun: Starts) -> Tensor:

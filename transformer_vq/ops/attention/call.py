@@ -110,9 +110,10 @@ class Call(Arguments):
         """(B, Hkv, M+T, K): the same keys as the cache sees them, rows of the *current* codebook.
 
         A codebook may have moved since the carried keys were made. Keys of this call are rows of it already, and the
-        gradient rule `block` sends gradient to them here too.
+        gradient rule `block` sends gradient to them here too; with `exact_window` they are not, and get none.
         """
-        return torch.cat([lookup(self.codebook, self.state.codes), self.k_hat], dim=2)
+        own = lookup(self.codebook, self.codes) if self.exact_window else self.k_hat
+        return torch.cat([lookup(self.codebook, self.state.codes), own], dim=2)
 
 
 def prepare(x: Arguments) -> Call:

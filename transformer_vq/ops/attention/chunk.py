@@ -162,7 +162,8 @@ def softmax_backward(d_p: Tensor, p: Tensor) -> Tensor:
 def has_far(x: Inputs, at: Chunk, plan: Plan) -> bool:
     """Whether pairs beyond the window are seen otherwise than those inside.
 
-    Always with rotary positions; without, only where carried keys are, which may stem from an older codebook.
+    Always with rotary positions or an exact window; else only where carried keys are, which may stem from an older
+    codebook.
     """
     return x.q_far is not None or (x.k_far is not None and at.n.start * plan.L < plan.M)
 

@@ -43,6 +43,8 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     gradients           "window": k_j and v_j learn from queries up to i = j+M. "block": the paper's, with s the start
                         of i's block: k_j from queries with j ≥ s−M, v_j from all
     grad_through_cache  "window": v_j learns from queries beyond j+M too. "block": False cuts all that lies before s
+    exact_window        True: k_hat are the keys as they are, and the window sees them so; beyond it a key still acts
+                        through its code. For `gradients="window"`
     backend             auto | a name in BACKENDS | module:function, a function `Call -> o`
 
     Raises ValueError with the shapes where arguments do not fit together.

@@ -77,6 +77,8 @@ def triton_attention(call: Call) -> Tensor:
         q = rotate(q.to(wide), at, call.rotary).to(dtype)
         k, k_far = rotate(k.to(wide), at, call.rotary).to(dtype), k
         past_k = rotate(past_k.to(wide), torch.arange(-M, 0, device=q.device), call.rotary)
+    if call.exact_window:
+        q_far, k_far = q if q_far is None else q_far, lookup(call.codebook, call.codes).to(dtype)
     past = None
     if not call.fresh and M > 0:
         alive = call.state.alive.to(torch.int32) - 1
@@ -85,7 +87,7 @@ def triton_attention(call: Call) -> Tensor:
     count = call.state.count.to(wide)
     if run is not None:  # does the first block see the state's cache?
         count = count * (run[:, :1, None] == 0)
-    more = call.rotary is not None or call.bias is not None or run is not None or past is not None
+    more = q_far is not None or call.bias is not None or run is not None or past is not None
     arch = 0
     if q.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(q.device)
