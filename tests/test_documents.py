@@ -24,7 +24,7 @@ from transformer_vq.studies.kinds import kind_of
 from transformer_vq.studies.plan import load_study
 from transformer_vq.training import run
 
-PLACEHOLDERS = {"CONFIG": "lm/tiny", "CONFIG.yaml": "lm/tiny", "STUDY.yaml": "studies/estimators-tiny"}
+PLACEHOLDERS = {"CONFIG": "lm/study", "CONFIG.yaml": "lm/study", "STUDY.yaml": "studies/estimators-tiny"}
 DRY_RUNS = {"train", "images", "study run", "describe"}
 
 

@@ -85,3 +85,4 @@ def test_style_sheets_fetch_nothing(site):
 
 def test_formulas_are_drawn_by_the_browser_itself(site):
     assert all("arithmatex" not in path.read_text(encoding="utf-8") for path in site)
+    assert [path.name for path, page in site.items() if path.parent.name == "concepts" and "math" in page.tags]

@@ -1,4 +1,4 @@
-"""Formulas become MathML when the site is built: browsers draw it themselves, and fetch neither script nor font.
+"""Formulas become MathML when the site is built: browsers draw it themselves, in a font that lies beside the pages.
 
 Pages write `$…$` and `$$…$$`, which the repository's host shows too. Markdown's extension `arithmatex` finds these and
 leaves `\\(…\\)` and `\\[…\\]` in elements of that class; here they are translated. A mistake in one stops the build.
@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import html
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from math_core import LatexError, LatexToMathML
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 
 FOUND = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 TO_MATHML = LatexToMathML()
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """The font, STIX Two Math, which the package `ziamath` brings along."""
+    package = Path(find_spec("ziamath").origin).parent
+    files.append(File.generated(config, "math.ttf", abs_src_path=str(package / "fonts" / "STIXTwoMath-Regular.ttf")))
+    return files
 
 
 def on_page_content(content: str, *, page: Any, **_: Any) -> str:
