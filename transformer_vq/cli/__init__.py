@@ -25,6 +25,7 @@ from transformer_vq.cli.evaluate import eval_
 from transformer_vq.cli.export import export
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
+from transformer_vq.cli.inspect import inspect
 from transformer_vq.cli.length import length
 from transformer_vq.cli.plot import plot
 from transformer_vq.cli.study import study
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": eval_,
     "length": length,
+    "inspect": inspect,
     "generate": generate,
     "describe": describe,
     "doctor": doctor,

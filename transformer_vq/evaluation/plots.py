@@ -5,6 +5,7 @@ A picture is one line in `PICTURES`. Panels whose numbers the run does not have 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -85,6 +87,14 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element to stand inside a page; the same bytes for the same figure."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "transformer-vq"}), unknown_letters():
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
 @contextmanager
 def unknown_letters() -> Iterator[None]:
     """A letter that the font lacks is drawn as a box, and that is said by the box."""
@@ -116,14 +126,14 @@ def read_metrics(path: Path) -> Records:
     return records
 
 
-def draw(records: Records, panels: Iterable[Panel], title: str) -> Figure | None:
-    """The panels that have numbers, side by side; None when none has."""
+def draw(records: Records, panels: Iterable[Panel], title: str, shades: str = "viridis") -> Figure | None:
+    """The panels that have numbers, side by side; None when none has. shades: matplotlib's name for layers' colours."""
     filled = [(panel, lines) for panel in panels if (lines := _lines(records, panel))]
     if not filled:
         return None
     figure = Figure(figsize=(5.6 * len(filled), 4.2), layout="constrained")
     for axes, (panel, lines) in zip(figure.subplots(1, len(filled), squeeze=False)[0], filled, strict=True):
-        _layers(axes, lines, records, panel) if panel.per_layer else _splits(axes, lines)
+        _layers(axes, lines, records, panel, colormaps[shades]) if panel.per_layer else _splits(axes, lines)
         _finish(axes, panel, "tokens" if any("tokens" in record for record in records) else "step")
     figure.suptitle(shown(title), fontsize=10, color=GREY)
     return figure
@@ -180,10 +190,11 @@ def _splits(axes: Axes, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None
     axes.legend(frameon=False, fontsize=9)
 
 
-def _layers(axes: Axes, lines: dict[int, tuple[np.ndarray, np.ndarray]], records: Records, panel: Panel) -> None:
+def _layers(
+    axes: Axes, lines: dict[int, tuple[np.ndarray, np.ndarray]], records: Records, panel: Panel, colours: Colormap
+) -> None:
     few = len(lines) <= LEGEND_LAYERS
     dots: dict[str, Any] = {"marker": "o", "markersize": 2.5} if few else {}
-    colours: Colormap = colormaps["viridis"]
     last = max(lines)
     for layer, (x, y) in lines.items():
         shade = colours(0.92 * layer / max(last, 1))

@@ -7,15 +7,13 @@ runs.parquet/.csv  one row a run, for the reader's own tools
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from transformer_vq.evaluation.plots import save_figure, unknown_letters
+from transformer_vq.evaluation.plots import save_figure, svg
 from transformer_vq.files import write, write_text, writing
 from transformer_vq.studies import figures
 from transformer_vq.studies.emergence import emergence
@@ -114,11 +112,3 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
         ),
     }
     return {name: (caption, figure) for name, (caption, figure) in wanted.items() if figure is not None}
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element to stand inside a page; the same bytes for the same figure."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "transformer-vq"}), unknown_letters():
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -21,12 +21,23 @@ def quadratic(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V)."""
     call = call.wide()
     M, T = call.window, call.q.shape[-2]
-    i = torch.arange(T, device=call.q.device)[:, None]
-    j = torch.arange(-M, T, device=call.q.device)
+    _, v_live = gradient_rule(call, *places(M, T, call.q.device))
+    p_cached, p = probabilities(call)
+    o = weighted(p, call.v_with_carried[:, :, None], v_live)
+    return p_cached @ call.state.mean[:, :, None] + o if call.cache else o
+
+
+def probabilities(call: Call) -> tuple[Tensor, Tensor]:
+    """A wide `Call` -> what each query pays to the codes of the carried cache, and to each carried and own key.
+
+    (B, Hkv, G, T, S), S = 0 without a cache, and (B, Hkv, G, T, M+T); the two together sum to one.
+    """
+    M, T = call.window, call.q.shape[-2]
+    i, j = places(M, T, call.q.device)
     inside = i - j <= M
     same_document = call.query_run[:, :, None] == call.key_run[:, None]  # (B, T, M+T)
     seen = same_document & (j <= i) & (inside | call.cache)
-    k_live, v_live = gradient_rule(call, i, j)
+    k_live, _ = gradient_rule(call, i, j)
 
     q, q_far, k = positioned(call)
     near = inner(q, k[:, :, None], k_live)
@@ -37,14 +48,18 @@ def quadratic(call: Call) -> Tensor:
         distance = (i - j).clamp(0, M).expand(*bias.shape[:3], T, M + T)
         logits = logits + torch.where(inside, bias.gather(-1, distance), 0)
     logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
-    values = call.v_with_carried[:, :, None]
     if not call.cache:
-        return weighted(logits.softmax(-1), values, v_live)
+        return logits[..., :0], logits.softmax(-1)
 
     cached = q_far @ call.codebook.mT[:, None] + call.state.count.log()[:, :, None, None]
     cached = cached.masked_fill((call.query_run != 0)[:, None, None, :, None], float("-inf"))
     p_cached, p = torch.cat([cached, logits], dim=-1).softmax(-1).split([cached.shape[-1], M + T], dim=-1)
-    return p_cached @ call.state.mean[:, :, None] + weighted(p, values, v_live)
+    return p_cached, p
+
+
+def places(M: int, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of queries (T, 1), and of keys (M+T,), the carried ones before 0."""
+    return torch.arange(T, device=device)[:, None], torch.arange(-M, T, device=device)
 
 
 def gradient_rule(call: Call, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
