@@ -142,6 +142,10 @@ class TransformerVQConfig(Settings):
                 raise ValueError(f"rotary_frequencies: needs position: rotary, not {self.position}")
             if len(given) != self.key_dim // 2:
                 raise ValueError(f"rotary_frequencies: has {len(given)} numbers; key_dim/2 = {self.key_dim // 2} it is")
+        if self.backend == "flash" and self.position in ("xl", "scalar"):
+            raise ValueError(
+                f"backend = flash: needs position: rotary or none, not {self.position}: its kernels take no bias"
+            )
         if self.window_keys == "exact" and self.gradients == "block":
             raise ValueError("window_keys = exact: needs gradients: window; the paper's rule knows codes alone")
         for name in ("qkv_bias", "out_bias", "mlp_bias"):

@@ -22,8 +22,9 @@ def ready(backend: str, **shape) -> Call:
 
 
 NARROW = {"cache": False, "dtype": torch.bfloat16}
-IN_THE_SUITE = [("blockwise", EVERYTHING), (OWN, NARROW)]
-HERE = [name for name in BACKENDS if name != "triton"]  # it needs a GPU
+PLAIN = {"rotary": True, "scale": 0.3, "H": 4, "mask": "random", "T": 20}
+IN_THE_SUITE = [("blockwise", EVERYTHING), (OWN, NARROW), ("flash", PLAIN)]
+HERE = [name for name in BACKENDS if name not in ("triton", "flash")]  # one needs a GPU, one takes no bias
 REST = [(name, shape) for name in (*HERE, OWN) for shape in ({}, EVERYTHING, NARROW)]
 CASES = [*IN_THE_SUITE, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST if case not in IN_THE_SUITE)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from transformer_vq.ops.attention import blockwise, wide
+from transformer_vq.ops.attention import blockwise, flash, wide
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.quadratic import quadratic
 from transformer_vq.ops.attention.recurrent import recurrent
@@ -40,6 +40,7 @@ BACKENDS: dict[str, Backend] = {
     "blockwise": TrainableBackend(blockwise.blockwise, blockwise.notes, blockwise.forward, blockwise.backward),
     "recurrent": recurrent,
     "triton": triton_attention,
+    "flash": TrainableBackend(flash.flash, flash.notes, flash.forward, flash.backward),
     "wide": TrainableBackend(wide.wide, wide.notes, wide.forward, wide.backward),
 }
 

@@ -15,14 +15,15 @@ Oracle: quadratic.py.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from transformer_vq.ops.attention.blocks import Buffers, Plan, blocks_of_chunk, rows_at_once
+from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs, chunk_backward, chunk_forward
 from transformer_vq.ops.attention.rotary import positioned
@@ -55,7 +56,7 @@ def block_length(call: Call, longest: int) -> int:
 
 def blockwise(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V), wide."""
-    return differentiable(call, manner(call))
+    return by_hand(call, notes, forward, backward)
 
 
 def notes(call: Call) -> list[Tensor]:
@@ -70,36 +71,30 @@ def forward(call: Call, notes: list[Tensor]) -> Tensor:
 
 def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
     """Gradients of `call.learned()`."""
-    return learned_gradients(call, manner(call), (notes[0], notes[1]), d_o)
+    begun = notes[0], notes[1]
+    return learned_gradients(call, manner(call), lambda plan, x: gradients(plan, x, d_o, begun))
 
 
 Starts = tuple[Tensor, Tensor]
 """Counts (chunks, B, Hkv, S) and sums (chunks, B, Hkv, S, V): the cache that each chunk begins with, wide."""
 
 
-def starts(call: Call, how: Manner) -> Starts:
-    """Memory for them."""
+def starts(call: Call, how: Manner, spare: int = 0) -> Starts:
+    """Memory for them, and for some chunks more."""
     B, Hkv, G, T, _ = call.q.shape
     N = -(-T // how.L)
-    chunks = -(-N // blocks_of_chunk(N, how.L, G, how.rows))
+    chunks = -(-N // blocks_of_chunk(N, how.L, G, how.rows)) + spare
     S, V, wide = call.codebook.shape[1] if call.cache else 0, call.v.shape[3], call.wide_dtype
     return call.v.new_empty(chunks, B, Hkv, S, dtype=wide), call.v.new_empty(chunks, B, Hkv, S, V, dtype=wide)
 
 
-def differentiable(call: Call, how: Manner) -> Tensor:
-    """`Call` -> o (B, Hkv, G, T, V), under autograd."""
-    plan, x = layout(call, how)
-    o: Tensor = BlockwiseAttention.apply(plan, starts(call, how), *x)
-    return o
-
-
-def learned_gradients(call: Call, how: Manner, begun: Starts, d_o: Tensor) -> list[Tensor]:
-    """Gradients of `call.learned()`, through what `layout` did to the arguments."""
+def learned_gradients(call: Call, how: Manner, of_inputs: Callable[[Plan, Inputs], Inputs]) -> list[Tensor]:
+    """Gradients of `call.learned()`: those of the inputs, through what `layout` did to the arguments."""
     call = call.with_leaves()
     with torch.enable_grad():
         plan, x = layout(call, how)
     inputs = Inputs(*(None if t is None else t.detach() for t in x))  # type: ignore[arg-type]
-    grads = gradients(plan, inputs, d_o, begun)
+    grads = of_inputs(plan, inputs)
     pairs = [(t, g) for t, g in zip(x, grads, strict=True) if t is not None and g is not None and t.requires_grad]
     outputs, given = [t for t, _ in pairs], [g.to(t.dtype) for t, g in pairs]
     return list(torch.autograd.grad(outputs, call.learned(), given, materialize_grads=True))
@@ -166,32 +161,3 @@ def gradients(plan: Plan, x: Inputs, d_o: Tensor, begun: Starts) -> Inputs:
             cache = begun[0][i, at.b, at.h], begun[1][i, at.b, at.h]
             running = chunk_backward(x, grads, d_o, at, plan, cache, running, buffers)
     return grads
-
-
-class BlockwiseAttention(torch.autograd.Function):
-    """Forward and backward over the chunks of a plan."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        plan: Plan,
-        begun: Starts,
-        q: Tensor,
-        q_far: Tensor | None,
-        k: Tensor,
-        k_far: Tensor | None,
-        v: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        """Arguments as in `Inputs` -> o (B, Hkv, G, T, V)."""
-        x = Inputs(q, q_far, k, k_far, v, bias)
-        ctx.plan, ctx.begun = plan, begun
-        ctx.save_for_backward(*x)
-        return attend(plan, x, begun)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of q, q_far, k, k_far, v and bias, where they exist."""
-        grads = gradients(ctx.plan, Inputs(*ctx.saved_tensors), d_o, ctx.begun)
-        return None, None, *(g if g is None else g.to(t.dtype) for g, t in zip(grads, ctx.saved_tensors, strict=True))

@@ -8,14 +8,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from transformer_vq.ops.attention import flash, triton
 from transformer_vq.ops.attention.arguments import Arguments, taking
 from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.carry import next_state
 from transformer_vq.ops.attention.op import attend
 from transformer_vq.ops.attention.padding import pick, real_first
 from transformer_vq.ops.attention.state import AttentionState
-from transformer_vq.ops.attention.triton import refusal
 
+REFUSALS = {"flash": flash.refusal, "triton": triton.refusal}
+"""Device -> why it cannot be the backend there, or None."""
 SHORT = 32
 """Up to this many tokens the quadratic form is taken: at 16 it needs 0.7 of block-wise time, at 64 already 1.1."""
 
@@ -65,7 +67,7 @@ def resolve_backend(name: str, device: torch.device | str, T: int) -> tuple[str,
 
     Raises ValueError, in one line, where it cannot run on this device at all.
     """
-    if name == "triton" and (why := refusal(device)):
+    if name in REFUSALS and (why := REFUSALS[name](device)):
         raise ValueError(why)
     if name != "auto":
         return name, "asked for by name"

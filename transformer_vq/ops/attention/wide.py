@@ -13,7 +13,8 @@ from torch import Tensor
 
 from transformer_vq.ops.attention import blockwise
 from transformer_vq.ops.attention.blocks import rows_at_once
-from transformer_vq.ops.attention.blockwise import Manner, block_length, differentiable, layout, learned_gradients
+from transformer_vq.ops.attention.blockwise import Manner, block_length, layout, learned_gradients
+from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 
 ROWS = 16_384
@@ -33,7 +34,7 @@ def manner(call: Call) -> Manner:
 
 def wide(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V)."""
-    return differentiable(call, manner(call))
+    return by_hand(call, notes, forward, backward)
 
 
 def notes(call: Call) -> list[Tensor]:
@@ -48,4 +49,5 @@ def forward(call: Call, notes: list[Tensor]) -> Tensor:
 
 def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
     """Gradients of `call.learned()`."""
-    return learned_gradients(call, manner(call), (notes[0], notes[1]), d_o)
+    begun = notes[0], notes[1]
+    return learned_gradients(call, manner(call), lambda plan, x: blockwise.gradients(plan, x, d_o, begun))
