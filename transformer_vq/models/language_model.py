@@ -5,10 +5,11 @@ Axes:   B batch  T length  D width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transformer_vq.config import ConfigError, TransformerVQConfig
 from transformer_vq.models.attention import Carried, Context, VQAttention
+from transformer_vq.models.decoding import Decoder, Decoding, whole
 from transformer_vq.models.dropout import RowDropout, fresh_draws
 from transformer_vq.models.gau import GAU
 from transformer_vq.models.init import embedding, linear
@@ -31,6 +33,8 @@ from transformer_vq.quantizers.seeds import seed_number
 
 BLOCKS: dict[str, type[VQAttention]] = {"gau": GAU, "transformer": TransformerBlock}
 IGNORED = -100
+DECODED = ("auto", "recurrent")
+"""Backends that a short way may stand for: any other name is taken at its word."""
 DROPPED = ("embedding", "residual", "layer", "sinusoid")
 
 
@@ -56,6 +60,33 @@ class Output:
     """Number of real tokens, int64: the denominator of the quantizers' means."""
     metrics: dict[str, Tensor]
     """Codebook health, "layer0/perplexity"; detached scalars."""
+
+
+class StepOutput(Output):
+    """The same for one token inside `frozen()`: the quantizers' numbers are computed when they are first read."""
+
+    def __init__(self, logits: Tensor, state: ModelState, tokens: Tensor, quantized: Callable[[], list[Quantized]]):
+        given = {"logits": logits, "state": state, "loss": None, "loss_lm": None, "labels": None, "tokens": tokens}
+        self.__dict__.update(given, quantized=quantized)
+
+    @cached_property
+    def _told(self) -> dict[str, object]:
+        with torch.no_grad():
+            return quantizer_fields(self.__dict__["quantized"]())
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("loss_commit", "loss_quantizers", "metrics"):
+            return self._told[name]
+        raise AttributeError(f"{type(self).__name__} has no {name}")
+
+
+def quantizer_fields(quantized: Sequence[Quantized]) -> dict[str, Any]:
+    """The fields of an `Output` that the quantizers fill, from what each layer's says."""
+    return {
+        "loss_commit": torch.stack([q.commitment for q in quantized]).sum(),
+        "loss_quantizers": torch.stack([q.loss for q in quantized]).sum(),
+        "metrics": {f"layer{i}/{name}": value for i, q in enumerate(quantized) for name, value in q.metrics.items()},
+    }
 
 
 class Backbone(nn.Module):
@@ -87,6 +118,8 @@ class Backbone(nn.Module):
         block = BLOCKS[config.block]
         self.layers = nn.ModuleList(block(config, i, seed, generator) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
+        self._frozen = False
+        self._decoder: Decoder | None = None
 
     def features(
         self,
@@ -101,8 +134,8 @@ class Backbone(nn.Module):
         embedded (B, T, D): in place of the embeddings of `tokens`, of which only the shape is then read.
         """
         _same_shape(tokens, segments=segments, mask=mask)
-        if state is not None and len(state.position) != len(tokens):
-            raise ValueError(f"state has {len(state.position)} rows; tokens' {len(tokens)} are expected")
+        state = whole(state)
+        _same_rows(tokens, state)
         zero = tokens.new_zeros(tokens.shape[0])
         before = (zero, zero) if state is None else (state.position, state.segment)
         draws = zero if state is None else state.draws
@@ -133,6 +166,16 @@ class Backbone(nn.Module):
         inputs = tuple(left.inputs for left in after if left.inputs is not None)
         return self.norm(x), ModelState(layers, position, segment, draws, inputs), tuple(quantized)
 
+    def decoder(self, tokens: Tensor) -> Decoder | None:
+        """What reads tokens (B, 1) faster inside `frozen()`; None where it would not, or not the same numbers."""
+        if not self._frozen or tokens.ndim != 2 or tokens.shape[1] != 1 or self.config.backend not in DECODED:
+            return None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(tokens.device.type):
+            return None
+        if self._decoder is None:
+            self._decoder = Decoder(self.embedding, self.absolute_scale, self.layers, self.norm)
+        return self._decoder if self._decoder.useful else None
+
     @property
     def keeps_every_key(self) -> bool:
         """True when some layer does full attention now (`kind: none`, a warm-up): the state grows with the text."""
@@ -142,8 +185,9 @@ class Backbone(nn.Module):
     def frozen(self) -> Iterator[None]:
         """Promise that no weight changes inside: what depends on weights alone is computed once, not in every call.
 
-        For generation, where a call reads one token and would spend most of its time on the rows of relative positions.
-        Calls with gradients are not affected.  Raises RuntimeError unless the model is in evaluation mode.
+        For generation: a call of one token, without gradients, autocast, labels, segments and mask, goes a short way
+        through all layers (decoding.py); every call without gradients finds the rows of relative positions. A state
+        that is handed in is not changed.  Raises RuntimeError unless the model is in evaluation mode.
         """
         if self.training:
             raise RuntimeError("frozen(): call model.eval() first; dropout must not be kept from call to call")
@@ -152,8 +196,10 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 for bias in biases:
                     bias.freeze(True)
+            self._frozen = True
             yield
         finally:
+            self._frozen, self._decoder = False, None
             for bias in biases:
                 bias.freeze(False)
 
@@ -224,9 +270,13 @@ class TransformerVQ(Backbone):
         the result; the loss is then computed in pieces, and a large vocabulary costs no memory.
         Raises ValueError when there is no token, or when shapes or the state's rows differ from tokens'.
         """
+        if logits and labels is segments is mask is None and (decoder := self.decoder(tokens)):
+            _same_rows(tokens, state)
+            x, after, told = decoder(tokens, state)
+            return StepOutput(self.logits(x), after, tokens.new_tensor(tokens.numel()), told)
         x, state, quantized = self.features(tokens, state, segments, mask)
         all_logits = self.logits(x) if logits else None
-        loss_quantizers = torch.stack([q.loss for q in quantized]).sum()
+        told_by_quantizers = quantizer_fields(quantized)
         loss = loss_lm = count = None
         if labels is not None:
             _same_shape(tokens, labels=labels)
@@ -238,17 +288,15 @@ class TransformerVQ(Backbone):
                 rows = all_logits.flatten(0, 1)
                 total = F.cross_entropy(rows, labels.flatten(), ignore_index=IGNORED, reduction="sum")
             loss_lm = total / count.clamp_min(1)
-            loss = loss_lm + loss_quantizers
+            loss = loss_lm + told_by_quantizers["loss_quantizers"]
         return Output(
             logits=all_logits,
             state=state,
             loss=loss,
             loss_lm=loss_lm,
-            loss_commit=torch.stack([q.commitment for q in quantized]).sum(),
-            loss_quantizers=loss_quantizers,
             labels=count,
             tokens=tokens.new_tensor(tokens.numel()) if mask is None else mask.sum(),
-            metrics={f"layer{i}/{name}": value for i, q in enumerate(quantized) for name, value in q.metrics.items()},
+            **told_by_quantizers,
         )
 
     def logits(self, x: Tensor) -> Tensor:
@@ -279,3 +327,10 @@ def _same_shape(tokens: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
         if other is not None and other.shape != tokens.shape:
             raise ValueError(f"{name} has shape {tuple(other.shape)}; tokens' {tuple(tokens.shape)} is expected")
+
+
+def _same_rows(tokens: Tensor, state: ModelState | None) -> None:
+    """Raise ValueError unless the state has a row for each of tokens."""
+    rows = len(tokens) if state is None else len((state.start if isinstance(state, Decoding) else state).position)
+    if rows != len(tokens):
+        raise ValueError(f"state has {rows} rows; tokens' {len(tokens)} are expected")

@@ -5,6 +5,8 @@ y = x / sqrt(ε + mean(x²)) · g + b.  No centring; ε (1e-6, or `norm_eps`) is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,24 @@ def rms_normalize(x: Tensor, scale: float = 1.0, eps: float = EPSILON) -> Tensor
     """scale · x / sqrt(ε + mean(x²)) over the last axis: (..., D) -> (..., D) in x's dtype, within fp32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * scale).to(x.dtype)
+
+
+def prepared_norm(
+    width: int, scale: float | Tensor, like: Tensor, shift: Tensor | None = None, eps: float = EPSILON
+) -> Callable[[Tensor], Tensor]:
+    """`scale · rms_normalize(x, eps=eps) + shift`, in four short operations for what is called once a token and layer.
+
+    Widths of `width`; scale, a number or (width,), and shift (width,) or None have the type of `like`, as x must.
+    √(ε + mean x²) is the hypotenuse of ‖x‖ and √(Dε), over √D.
+    """
+    floor = torch.full_like(like[:1], (width * eps) ** 0.5).view(())
+    gain = torch.as_tensor(scale, dtype=like.dtype, device=like.device) * width**0.5
+
+    def norm(x: Tensor) -> Tensor:
+        unit = x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
+        return unit * gain if shift is None else torch.addcmul(shift, unit, gain)
+
+    return norm
 
 
 class RMSNorm(nn.Module):
@@ -30,3 +50,8 @@ class RMSNorm(nn.Module):
         """The result has x's dtype; gain and bias act before it is rounded to it."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (rms_normalize(wide, eps=self.eps) * self.weight + self.bias).to(x.dtype)
+
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """The same for one token at a time, while no weight changes; x in the weights' type, fp32 or wider."""
+        weight, bias = self.weight.detach(), self.bias.detach()
+        return prepared_norm(len(weight), weight, weight, bias, self.eps)

@@ -43,10 +43,7 @@ def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     batch = max(1, chunk // max(1, T))  # rows of the batch that make one chunk
     with full_precision(k.device):
         for h in range(H):
-            rows, scale = _scaled(codebook[h].to(wide))
-            if metric == "cosine":
-                rows = F.normalize(rows, dim=-1, eps=torch.finfo(wide).tiny)
-            offset = rows.square().sum(-1) if metric == "euclidean" else rows.new_zeros(rows.shape[0])
+            rows, offset, scale = _comparable_rows(codebook[h].to(wide), metric)
             for b, t in itertools.product(range(0, B, batch), range(0, T, chunk)):
                 part = (slice(b, b + batch), h, slice(t, t + chunk))
                 keys = _comparable(k[part].to(wide), scale).flatten(0, 1)
@@ -65,6 +62,25 @@ def lookup(codebook: Tensor, codes: Tensor) -> Tensor:
     H, S, K = codebook.shape
     first = torch.arange(H, device=codes.device)[:, None] * S
     return F.embedding(codes + first, codebook.reshape(H * S, K))
+
+
+def distance_tables(codebook: Tensor, metric: str = "euclidean") -> tuple[Tensor, Tensor]:
+    """What the distances of many small lookups have in common: codebook (H, S, K) -> (H, 1, S) and (H, K, S).
+
+    Keys (H, N, K) times the second, plus the first, are least at the code that `nearest_code` finds.
+    """
+    found = [_comparable_rows(rows, metric) for rows in codebook]
+    offset = torch.stack([offset for _, offset, _ in found])
+    rows = torch.stack([rows / scale.clamp_min(2.0**-50) for rows, _, scale in found])  # no overflow for tiny codes
+    return offset[:, None], -2 * rows.mT
+
+
+def _comparable_rows(codebook: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of (S, K) as keys meet them, what is added to −2 k·c (S,), and the power of two that rows are divided by."""
+    rows, scale = _scaled(codebook)
+    if metric == "cosine":
+        rows = F.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
+    return rows, rows.square().sum(-1) if metric == "euclidean" else rows.new_zeros(rows.shape[0]), scale
 
 
 def _scaled(codebook: Tensor) -> tuple[Tensor, Tensor]:

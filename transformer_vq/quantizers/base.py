@@ -32,6 +32,10 @@ class Quantizer(nn.Module):
         """See the class."""
         raise NotImplementedError
 
+    def find(self, k: Tensor) -> Tensor:
+        """The codes (B, H, T) of keys (B, H, T, K) alone: no losses, no metrics, no gradient, nothing collected."""
+        raise NotImplementedError
+
     @property
     def codebook(self) -> Tensor:
         """(H, S, K): the row of each code."""

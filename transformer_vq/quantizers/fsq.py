@@ -38,11 +38,19 @@ class FiniteScalarQuantizer(ScheduledQuantizer):
         values = fsq.implied_values(self.config.levels, weight.dtype, weight.device)
         return self.expand(values.expand(weight.shape[0], -1, -1))
 
+    def bounded(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """k (B, H, T, K) -> (B, H, T, d) each: the numbers before rounding, and the digits that they round to."""
+        bounded = fsq.bound(self.project(k), self.config.levels, self.squash)
+        return bounded, fsq.bounded_to_digits(bounded.detach(), self.config.levels)
+
+    def find(self, k: Tensor) -> Tensor:
+        """See the base."""
+        return fsq.digits_to_codes(self.bounded(k)[1], self.config.levels)
+
     def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
         """k (B, H, T, K), mask (B, T)."""
         levels = self.config.levels
-        bounded = fsq.bound(self.project(k), levels, self.squash)
-        digits = fsq.bounded_to_digits(bounded.detach(), levels)
+        bounded, digits = self.bounded(k)
         codes = fsq.digits_to_codes(digits, levels)
         values = fsq.digits_to_values(digits, levels, bounded.dtype)
         expanded = self.expand(ste(bounded / fsq.half_widths(bounded, levels), values))

@@ -28,6 +28,10 @@ class NearestQuantizer(ScheduledQuantizer):
         check_estimator(config.estimator)
         self.has_noise = estimators.draws(config.estimator)
 
+    def find(self, k: Tensor) -> Tensor:
+        """See the base."""
+        return nearest_code(k, self.codebook, self.metric)
+
     def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
         """k (B, H, T, K), mask (B, T)."""
         codebook = self.codebook

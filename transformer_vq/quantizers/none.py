@@ -25,7 +25,11 @@ class NoQuantizer(Quantizer):
         """(H, 0, K)."""
         return self._codebook
 
+    def find(self, k: Tensor) -> Tensor:
+        """(B, H, 0)."""
+        return k.new_empty(*k.shape[:2], 0, dtype=torch.int64)
+
     def forward(self, k: Tensor, mask: Tensor | None = None) -> Quantized:
         """k (B, H, T, K) -> codes (B, H, 0), the keys, and no loss."""
         zero = torch.zeros((), dtype=wide_dtype(k), device=k.device)
-        return Quantized(k.new_empty(*k.shape[:2], 0, dtype=torch.int64), k, zero, zero, {})
+        return Quantized(self.find(k), k, zero, zero, {})

@@ -53,14 +53,22 @@ class SignQuantizer(ScheduledQuantizer):
         """(H, S, K): the expansion of every code."""
         return self.expand(self.implied)
 
-    def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
-        """k (B, H, T, K), mask (B, T)."""
-        config = self.config
+    def projected(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """k (B, H, T, K) -> z and its signs' values (B, H, T, d), and the codes (B, H, T)."""
         z = self.project(k)
         if self.spherical:
             z = F.normalize(z, dim=-1)
         values = signs(z.detach()) * self.length
-        codes = fsq.digits_to_codes((values > 0).long(), [2] * config.bits)
+        return z, values, fsq.digits_to_codes((values > 0).long(), [2] * self.config.bits)
+
+    def find(self, k: Tensor) -> Tensor:
+        """See the base."""
+        return self.projected(k)[2]
+
+    def quantize(self, k: Tensor, mask: Tensor | None) -> Quantized:
+        """k (B, H, T, K), mask (B, T)."""
+        config = self.config
+        z, values, codes = self.projected(k)
         passed = estimators.apply(
             config.estimator, z, values, self.implied.to(z.dtype), codes, self.noise, config.temperature, config.alpha
         )

@@ -1,0 +1,215 @@
+"""One token after another inside `model.frozen()`: the same numbers, without what a call of many tokens needs.
+
+A call of one token through the modules spends nearly all of its time on the way to and between small operations. Here
+weights and what follows from them are at hand (prepared.py), attention appends to a memory (ops/attention/step.py), and
+what nobody asks for (losses, codebook health, a state in the form that other calls read) is made when it is read.
+
+Layers that keep every key, and layers with modules that are not our own, are called as they are.
+
+Axes:   B batch  H heads  Hkv key heads  G = H/Hkv  D width  K key width  V value width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transformer_vq.models.attention import Carried, Context, VQAttention
+from transformer_vq.models.gau import GAU
+from transformer_vq.models.norm import RMSNorm
+from transformer_vq.models.positions import sinusoid
+from transformer_vq.models.prepared import added, finder, head_norm, layer_tables, placer, side_by_side
+from transformer_vq.models.state import ModelState
+from transformer_vq.models.transformer import TransformerBlock
+from transformer_vq.ops.attention import AttentionState, FullState
+from transformer_vq.ops.attention.step import Memory, close_memory, open_memory, start_memory, step
+from transformer_vq.quantizers import Quantized
+
+TYPES = (torch.float32, torch.float64)
+
+
+class Decoding:
+    """The state between two tokens: what a `ModelState` holds, in the form that the next step reads.
+
+    Every field and method of `ModelState` is here too; it is made when it is first asked for.
+    """
+
+    def __init__(self, start: ModelState, layers: tuple[Memory | Carried, ...], inputs: tuple[Tensor, ...], steps: int):
+        self.start, self.layers_now, self.inputs_now, self.steps = start, layers, inputs, steps
+
+    @cached_property
+    def whole(self) -> ModelState:
+        """As a call of many tokens would have left it."""
+        layers = [close_memory(x) if isinstance(x, Memory) else cast(FullState, x.attention) for x in self.layers_now]
+        return self.start._replace(layers=tuple(layers), position=self.positions, inputs=self.inputs_now)
+
+    @property
+    def positions(self) -> Tensor:
+        """(B,) int64."""
+        return self.start.position + self.steps
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # not what copying and pickling look for
+            raise AttributeError(name)
+        return getattr(self.whole, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple.__new__, (ModelState, tuple(self.whole))
+
+
+def whole(state: ModelState | None) -> ModelState | None:
+    """The state itself, also of a `Decoding`."""
+    return state.whole if isinstance(state, Decoding) else state
+
+
+class LayerStep:
+    """A layer for one token a row: x (B, D) -> x, the memory with the token, and the key that was quantized."""
+
+    def __init__(self, layer: VQAttention) -> None:
+        config, like = layer.config, layer.norm.weight.detach()
+        self.layer, self.dtype = layer, like.dtype
+        self.heads, self.kv_heads = config.heads, config.key_value_heads
+        self.K, self.V = config.key_dim, config.value_dim
+        self.norm: Callable[[Tensor], Tensor] = layer.norm.prepared()
+        self.head_norm, self.find = head_norm(layer, like), finder(layer)
+        self.place, rotary = placer(layer, like)
+        self.tables = layer_tables(layer, rotary)
+
+    def open(self, state: Any, B: int) -> Memory:
+        """The memory after `state`; a state of another kind, or None: before the first token."""
+        groups = self.heads // self.kv_heads
+        if isinstance(state, AttentionState):
+            return open_memory(state, self.tables, groups, self.dtype)
+        return start_memory(B, self.V, self.tables, groups, self.dtype)
+
+    def attend(self, q_and_k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+        """q and k side by side (B, (H+Hkv)·K), v (B, Hkv·V) -> heads side by side (B, H·V), memory, k (B, Hkv, K)."""
+        B, H, Hkv = len(v), self.heads, self.kv_heads
+        normed = self.head_norm(q_and_k.view(B, H + Hkv, self.K))
+        k = normed[:, H:]
+        q, bias = self.place(normed[:, :H].reshape(B * Hkv, H // Hkv, self.K))
+        o, memory = step(memory, q, k.reshape(B * Hkv, self.K), self.find(k), v.reshape(B * Hkv, self.V), bias)
+        return o.view(B, H * self.V), memory, k
+
+    def __call__(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+        """y (B, D): the normed input as projections read it."""
+        raise NotImplementedError
+
+
+class TransformerStep(LayerStep):
+    """`TransformerBlock`."""
+
+    def __init__(self, layer: TransformerBlock) -> None:
+        super().__init__(layer)
+        self.project, self.out = side_by_side(layer.q_proj, layer.kv_proj), added(layer.out_proj)
+        self.mlp_norm, self.up = layer.mlp_norm.prepared(), side_by_side(layer.mlp.up_proj)
+        self.down = added(layer.mlp.down_proj)
+
+    def __call__(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+        """See the base."""
+        made, keys = self.project(y), (self.heads + self.kv_heads) * self.K
+        o, memory, k = self.attend(made[:, :keys], made[:, keys:], memory)
+        x = self.out(x, o)
+        gate, up = self.up(self.mlp_norm(x)).chunk(2, 1)
+        return self.down(x, F.silu(gate) * up), memory, k
+
+
+class GAUStep(LayerStep):
+    """`GAU`."""
+
+    def __init__(self, layer: GAU) -> None:
+        super().__init__(layer)
+        self.project, self.out = side_by_side(layer.q_proj, layer.kvg_proj), added(layer.out_proj)
+
+    def __call__(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+        """See the base."""
+        made, keys = self.project(y), (self.heads + self.kv_heads) * self.K
+        v, gate = F.silu(made[:, keys:]).split((self.kv_heads * self.V, self.heads * self.V), 1)
+        o, memory, k = self.attend(made[:, :keys], v, memory)
+        return self.out(x, o * gate), memory, k
+
+
+STEPS: dict[type[VQAttention], Callable[[Any], LayerStep]] = {GAU: GAUStep, TransformerBlock: TransformerStep}
+
+
+def layer_step(layer: VQAttention) -> LayerStep | None:
+    """The layer's step, or None where the layer must be called as it is."""
+    plain = all(type(m) is nn.Linear for name, m in layer.named_modules() if name.endswith("_proj"))
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
+    if type(layer) not in STEPS or not layer.quantizes or not plain or hooked:
+        return None
+    return STEPS[type(layer)](layer)
+
+
+class Decoder:
+    """The layers of a backbone for one token a row. It holds while no weight changes."""
+
+    def __init__(self, embedding: nn.Embedding, absolute_scale: Tensor | None, layers: nn.ModuleList, norm: nn.Module):
+        self.embedding, self.absolute_scale = embedding.weight.detach(), absolute_scale
+        self.layers = [cast(VQAttention, layer) for layer in layers]
+        self.steps = [layer_step(layer) for layer in self.layers]
+        self.norm: Callable[[Tensor], Tensor] = norm.prepared() if isinstance(norm, RMSNorm) else norm
+        self.base = self.layers[0].config.position_base
+        self.placed = absolute_scale is not None or any(
+            a is None or b.conv is not None for a, b in zip(self.steps, self.layers, strict=True)
+        )
+
+    @property
+    def useful(self) -> bool:
+        """Some layer has a step, and weights are of a type that steps are for."""
+        return any(self.steps) and self.embedding.dtype in TYPES
+
+    def __call__(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState, Callable[[], Any]]:
+        """tokens (B, 1) -> (B, 1, D) for the head, state, and what gives each layer's `Quantized` when it is called."""
+        now = state if isinstance(state, Decoding) else self.open(state, tokens)
+        x = self.embedding.index_select(0, tokens[:, 0])
+        context = None
+        if self.placed:
+            positions = now.positions[:, None]
+            context = Context(None, None, now.start.draws, positions)
+            if self.absolute_scale is not None:
+                x = x + self.absolute_scale * sinusoid(positions[:, 0], x.shape[1], self.base, x.dtype)
+        after: list[Memory | Carried] = []
+        seen: list[Tensor | Quantized] = []
+        inputs = []
+        for i, (layer, one) in enumerate(zip(self.layers, self.steps, strict=True)):
+            before = now.layers_now[i]
+            left = now.inputs_now[i] if now.inputs_now else None
+            result: Tensor | Quantized
+            if one is None:
+                assert context is not None and isinstance(before, Carried)
+                y, before, result = layer(x[:, None], context, before._replace(inputs=left))
+                x, left = y[:, 0], before.inputs
+            else:
+                assert isinstance(before, Memory)
+                y = one.norm(x)
+                if layer.conv is not None:
+                    assert context is not None
+                    mixed, left = layer.mix(y[:, None], context, left)
+                    y = mixed[:, 0]
+                x, before, result = one(x, y, before)
+            after.append(before)
+            seen.append(result)
+            if left is not None:
+                inputs.append(left)
+        moved = Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1)
+
+        def quantized() -> list[Quantized]:
+            pairs = zip(self.layers, seen, strict=True)
+            return [layer.quantizer(x[:, :, None]) if isinstance(x, Tensor) else x for layer, x in pairs]
+
+        return self.norm(x)[:, None], cast(ModelState, moved), quantized
+
+    def open(self, state: ModelState | None, tokens: Tensor) -> Decoding:
+        """Ready to go on from `state`."""
+        B, zero = len(tokens), tokens.new_zeros(len(tokens))
+        start = state or ModelState((None,) * len(self.layers), zero, zero, zero)  # type: ignore[arg-type]
+        layers = [
+            Carried(x, None) if one is None else one.open(x, B) for one, x in zip(self.steps, start.layers, strict=True)
+        ]
+        return Decoding(start, tuple(layers), start.inputs, 0)
