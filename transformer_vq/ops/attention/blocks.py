@@ -85,13 +85,17 @@ class Plan:
         """Columns of the cache in front of each strip: S, or 0."""
         return self.codebook.shape[1]
 
-    def chunks(self) -> Iterator[list[Chunk]]:
-        """For each group of batch rows and key heads: its chunks, in the order of time."""
+    def chunks(self, threads: int = 1) -> Iterator[list[Chunk]]:
+        """For each group of batch rows and key heads: its chunks, in the order of time.
+
+        As many rows and heads are in a group as fill a chunk, but few enough that each of `threads` has a group.
+        """
         B, Hkv, _ = self.codes.shape
         blocks = blocks_at_once(self.L, self.groups, self.rows)
         n = blocks_of_chunk(self.N, self.L, self.groups, self.rows)
-        h = min(Hkv, max(1, blocks // n))
-        b = min(B, max(1, blocks // (n * h)))
+        together = max(1, min(blocks // n, B * Hkv // threads))
+        h = min(Hkv, together)
+        b = min(B, max(1, together // h))
         for i in range(0, B, b):
             for j in range(0, Hkv, h):
                 rows, heads = slice(i, min(i + b, B)), slice(j, min(j + h, Hkv))

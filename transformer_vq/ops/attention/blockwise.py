@@ -16,20 +16,25 @@ Oracle: quadratic.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_vq.ops.attention.blocks import Buffers, Plan, blocks_of_chunk, rows_at_once
+from transformer_vq.ops.attention.blocks import Buffers, Chunk, Plan, blocks_of_chunk, rows_at_once
 from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs, chunk_backward, chunk_forward
 from transformer_vq.ops.attention.rotary import positioned
+from transformer_vq.ops.attention.threads import outer_threads, share
 
 LONGEST_BLOCK = 128
 """Under `gradients="window"` nothing depends on L, and longer blocks only add keys of the future to each strip."""
+
+WORTH_A_THREAD = 2**20
+"""Logits for each thread, below which handing them over is not worth the while."""
 
 
 class Manner(NamedTuple):
@@ -139,25 +144,99 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
     return plan, Inputs(q, q_beyond, pad(k), k_far, pad(call.v_with_carried), call.bias)
 
 
+class Share(NamedTuple):
+    """What one thread works on by itself: chunks of some rows and key heads, of all query heads or a slice of them."""
+
+    plan: Plan
+    groups: slice
+    """Of query heads a key head."""
+    chunks: list[list[Chunk]]
+
+
+def shares(plan: Plan, x: Inputs) -> tuple[list[Share], int]:
+    """The work in pieces that share nothing but what they read, and the threads to share them.
+
+    Pieces of different query heads do share the gradients of keys and values, see `gradients`. One thread, with all of
+    PyTorch's inside each operation, where there is little to do or no even division.
+    """
+    B, Hkv, G = x.q.shape[:3]
+    everything = slice(0, G)
+    threads = outer_threads(x.q)
+    if threads == 1 or plan.N * plan.L * B * Hkv * G * (plan.cached + plan.M + plan.L) < WORTH_A_THREAD * threads:
+        return [Share(plan, everything, [chunks]) for chunks in plan.chunks()], 1
+    common = x.bias is not None and x.bias.shape[0] == 1 < B  # a bias of all rows gets gradient from one at a time
+    lists = B * Hkv if not common else Hkv
+    parts = next((p for p in range(1, G + 1) if G % p == 0 and fair(lists * p, threads)), None)
+    if parts is None:
+        return [Share(plan, everything, [chunks]) for chunks in plan.chunks()], 1
+    heads = G // parts
+    narrowed = replace(plan, groups=heads, rows=max(1, plan.rows // parts))  # as many blocks in a chunk as before
+    found: dict[tuple[int, int], list[list[Chunk]]] = {}
+    for chunks in narrowed.chunks(threads if parts == 1 and not common else B * Hkv):
+        b, h = chunks[0].b, chunks[0].h
+        found.setdefault((-1 if common else b.start, h.start), []).append(chunks)
+    slices = [slice(g, g + heads) for g in range(0, G, heads)]
+    return [Share(narrowed, part, chunks) for chunks in found.values() for part in slices], threads
+
+
+def fair(pieces: int, threads: int) -> bool:
+    """Whether that many pieces of one size keep so many threads busy for most of the time."""
+    return pieces % threads == 0 or pieces >= 4 * threads
+
+
 def attend(plan: Plan, x: Inputs, begun: Starts) -> Tensor:
     """o (B, Hkv, G, T, V), in the type of products; fills `begun`."""
-    buffers = Buffers(plan.total, x.q.dtype)
     o = x.q.new_empty(*x.q.shape[:4], x.v.shape[3])
-    for chunks in plan.chunks():
-        cache = plan.count[chunks[0].b, chunks[0].h], plan.total[chunks[0].b, chunks[0].h]
-        for i, at in enumerate(chunks):
-            begun[0][i, at.b, at.h], begun[1][i, at.b, at.h] = cache
-            cache = chunk_forward(x, o, at, plan, cache, buffers)
+    pieces, threads = shares(plan, x)
+
+    def begin() -> Callable[[Share], None]:
+        buffers = Buffers(plan.total, x.q.dtype)
+
+        def work(piece: Share) -> None:
+            mine, theirs = x.of_groups(piece.groups), o[:, :, piece.groups]
+            for chunks in piece.chunks:
+                cache = plan.count[chunks[0].b, chunks[0].h], plan.total[chunks[0].b, chunks[0].h]
+                for i, at in enumerate(chunks):
+                    if piece.groups.start == 0:
+                        begun[0][i, at.b, at.h], begun[1][i, at.b, at.h] = cache
+                    cache = chunk_forward(mine, theirs, at, piece.plan, cache, buffers)
+
+        return work
+
+    share(pieces, begin, threads)
     return o
 
 
 def gradients(plan: Plan, x: Inputs, d_o: Tensor, begun: Starts) -> Inputs:
-    """Gradients of q, q_far, k, k_far, v and bias, where they exist, wide, from the last chunk to the first."""
-    buffers, d_o = Buffers(plan.total, x.q.dtype), d_o.to(x.q.dtype)
-    grads = Inputs(*[None if t is None else torch.zeros_like(t, dtype=plan.total.dtype) for t in x])  # type: ignore[arg-type]
-    for chunks in plan.chunks():
-        running = torch.zeros_like(plan.total[chunks[0].b, chunks[0].h])
-        for i, at in reversed(list(enumerate(chunks))):
-            cache = begun[0][i, at.b, at.h], begun[1][i, at.b, at.h]
-            running = chunk_backward(x, grads, d_o, at, plan, cache, running, buffers)
+    """Gradients of q, q_far, k, k_far, v and bias, where they exist, wide, from the last chunk to the first.
+
+    Each slice of query heads adds to gradients of keys and values of its own; these are summed in the order of slices.
+    """
+    d_o = d_o.to(x.q.dtype)
+    zeros = [None if t is None else torch.zeros_like(t, dtype=plan.total.dtype) for t in x]
+    grads = Inputs(*zeros)  # type: ignore[arg-type]
+    pieces, threads = shares(plan, x)
+    of_slice = {0: grads}
+    for piece in pieces:
+        if piece.groups.start not in of_slice:
+            of_slice[piece.groups.start] = grads.with_own_keys()
+
+    def begin() -> Callable[[Share], None]:
+        buffers = Buffers(plan.total, x.q.dtype)
+
+        def work(piece: Share) -> None:
+            mine, theirs = x.of_groups(piece.groups), of_slice[piece.groups.start].of_groups(piece.groups)
+            for chunks in piece.chunks:
+                running = torch.zeros_like(plan.total[chunks[0].b, chunks[0].h])
+                for i, at in reversed(list(enumerate(chunks))):
+                    cache = begun[0][i, at.b, at.h], begun[1][i, at.b, at.h]
+                    slope = d_o[:, :, piece.groups]
+                    running = chunk_backward(mine, theirs, slope, at, piece.plan, cache, running, buffers)
+
+        return work
+
+    share(pieces, begin, threads)
+    for first, more in sorted(of_slice.items()):
+        if first:
+            grads.add_keys(more)
     return grads

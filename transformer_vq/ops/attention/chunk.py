@@ -47,6 +47,24 @@ class Inputs(NamedTuple):
     bias: Tensor | None
     """(B or 1, Hkv, G, T or 1, M+1)."""
 
+    def of_groups(self, groups: slice) -> Inputs:
+        """Views of what belongs to a slice of the query heads a key head, and all of the keys and values."""
+        q, q_far, bias = (None if t is None else t[:, :, groups] for t in (self.q, self.q_far, self.bias))
+        assert q is not None
+        return self._replace(q=q, q_far=q_far, bias=bias)
+
+    def with_own_keys(self) -> Inputs:
+        """The same with zeros of its own for keys and values."""
+        k, k_far, v = (None if t is None else torch.zeros_like(t) for t in (self.k, self.k_far, self.v))
+        assert k is not None and v is not None
+        return self._replace(k=k, k_far=k_far, v=v)
+
+    def add_keys(self, more: Inputs) -> None:
+        """Add another's keys and values, in place."""
+        for mine, other in ((self.k, more.k), (self.k_far, more.k_far), (self.v, more.v)):
+            if mine is not None and other is not None:
+                mine.add_(other)
+
 
 Cache = tuple[Tensor, Tensor]
 """Counts (b, h, S) and sums (b, h, S, V) of the keys left of a strip, wide."""

@@ -1,0 +1,97 @@
+"""Threads of our own change nothing but the time: the definition's numbers, the same bits in every run."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+from attention_cases import attention_case, call, run
+from helpers import assert_same
+
+from transformer_vq.ops.attention import blocks, blockwise
+from transformer_vq.ops.attention.threads import outer_threads, share
+
+SHAPES = {
+    "heads": {"H": 4, "Hkv": 4, "B": 1},
+    "rows": {"H": 1, "Hkv": 1, "B": 4, "segments": True, "rotary": True},
+    "query heads of one key head": {"H": 4, "Hkv": 1, "B": 1, "bias": (1, 21)},
+    "query heads, rotary": {"H": 6, "Hkv": 1, "B": 1, "rotary": True, "mask": "random"},
+    "a bias of all rows": {"H": 2, "Hkv": 2, "B": 3, "bias": (1, 1)},
+    "a bias of all rows, query heads": {"H": 4, "Hkv": 1, "B": 2, "bias": (1, 21), "cache": False},
+    "nothing to share": {"H": 1, "Hkv": 1, "B": 1},
+}
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.setattr(blockwise, "WORTH_A_THREAD", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [20, 4096])
+@pytest.mark.parametrize("gradients", ["window", "block"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_equal_the_definition_and_themselves(name, gradients, rows, two_threads, monkeypatch):
+    monkeypatch.setitem(blocks.ROWS, "cpu", rows)
+    seen = []
+    monkeypatch.setattr(blockwise, "share", lambda items, begin, n: seen.append(len(items)) or share(items, begin, n))
+    case = attention_case(T=21, gradients=gradients, **SHAPES[name])
+    got = run(case, "blockwise")
+    assert len(seen) == 2 and min(seen) >= (1 if name == "nothing to share" else 2)
+    assert_same(got, run(case, "quadratic"), rtol=1e-10)
+    assert_same(run(case, "blockwise"), got, rtol=0.0)
+    with torch.inference_mode():
+        assert torch.equal(call(case, backend="blockwise")[0], got["o"])
+
+
+def test_little_work_and_one_thread_start_none(two_threads, monkeypatch):
+    case = attention_case(T=21)
+    torch.set_num_threads(1)
+    assert outer_threads(case.tensors["q"]) == 1
+    monkeypatch.setattr("transformer_vq.ops.attention.threads._pool", lambda _: pytest.fail("a thread was started"))
+    run(case, "blockwise")
+    torch.set_num_threads(2)
+    monkeypatch.setattr(blockwise, "WORTH_A_THREAD", 2**20)
+    run(case, "blockwise")
+
+
+def test_each_thread_begins_once_and_has_one_thread_inside(two_threads):
+    begun, inside = [], set()
+    together = threading.Barrier(2)
+
+    def begin():
+        begun.append(threading.get_ident())
+        together.wait(timeout=20)
+        return lambda _: inside.add((torch.get_num_threads(), torch.is_grad_enabled()))
+
+    share(range(7), begin, 2)
+    assert len(set(begun)) == 2 and inside == {(1, False)}
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_of_a_thread_arrives(two_threads):
+    def begin():
+        def work(item):
+            if item == 3:
+                raise ValueError("three")
+
+        return work
+
+    with pytest.raises(ValueError, match="three"):
+        share(range(5), begin, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_starts_its_own(two_threads):
+    share(range(4), lambda: lambda _: None, 2)
+    child = os.fork()
+    if child == 0:
+        share(range(4), lambda: lambda _: None, 2)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
