@@ -9,7 +9,7 @@ from transformer_vq.cli.arguments import Config, Json, Overrides
 from transformer_vq.cli.console import console, print_json, print_lines, table
 
 if TYPE_CHECKING:
-    from transformer_vq.config import RunConfig
+    from transformer_vq.config import RunConfig, TransformerVQConfig
 
 Layer = Mapping[str, Any]
 
@@ -46,8 +46,23 @@ def facts(settings: RunConfig) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name, reason = resolve_backend(model.backend, device, settings.train.seq_len)
     found["backend"] = {"name": name, "reason": reason, "device": device}
+    length, why = block_length(model, device)
+    found["block_len"] = {"length": length, "reason": why}
     found["model"] = model.model_dump(mode="json", exclude={"quantizer", "per_layer"})
     return found
+
+
+def block_length(model: TransformerVQConfig, device: str) -> tuple[int, str]:
+    """L of block-wise attention in training, and why; where codebooks differ in size, for the largest."""
+    from transformer_vq.ops.attention.block_length import chosen
+
+    if model.block_length is not None:
+        by_rule = model.block_len == "auto"
+        return model.block_length, "gradients depend on it: the paper's rule" if by_rule else "as set"
+    codes = max(getattr(quantizer, "size", 0) for quantizer in model.layer_quantizers()) if model.cache else 0
+    groups = model.heads // model.key_value_heads
+    two_sided = model.position == "rotary" or model.window_keys == "exact"
+    return chosen(device, codes, model.window, groups, model.key_dim, model.value_dim, two_sided)
 
 
 def vocabulary(tokenizer: str) -> int:
@@ -101,6 +116,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, str]:
         "state": state,
         "FLOPs": f"{found['flops_per_token']:,} per token forward; about three times that in training",
         "backend": f"{backend['name']} on {backend['device']}: {backend['reason']}",
+        "block length": f"{found['block_len']['length']}: {found['block_len']['reason']}",
     }
 
 

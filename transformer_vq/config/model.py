@@ -11,6 +11,9 @@ from transformer_vq.config.base import Settings
 from transformer_vq.config.explain import explain
 from transformer_vq.config.quantizer import QUANTIZER, QUANTIZERS, NoneConfig, QuantizerConfig, VQConfig
 
+PAPER_BLOCK = 128
+"""L of `block_len: auto` with `gradients: block`."""
+
 
 def layer_range(text: str, layers: int) -> range:
     """The layers that a range names: "3", "0-5" or "all".  Raises ValueError naming the range and what exists."""
@@ -44,8 +47,10 @@ class TransformerVQConfig(Settings):
         description="hidden width of SwiGLU, block: transformer only; null: 8/3 of width, up to a multiple of 8",
     )
     window: int = Field(128, ge=0, description="M: keys at distances 0..M are seen exactly, older ones by their code")
-    block_len: int = Field(
-        128, ge=1, description="L: length of a block of the linear-time pass; speed, never the result"
+    block_len: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="L: length of a block of the linear-time pass; speed, never the result | auto: by counted cost; "
+        "with gradients: block, where gradients depend on it, 128",
     )
     conv: int = Field(
         0,
@@ -152,6 +157,13 @@ class TransformerVQConfig(Settings):
             if self.block != "transformer" and getattr(self, name):
                 raise ValueError(f"{name} = true: needs block: transformer")
         return self
+
+    @property
+    def block_length(self) -> int | None:
+        """L; None where it is speed alone and nobody set it."""
+        if self.block_len != "auto":
+            return self.block_len
+        return PAPER_BLOCK if self.gradients == "block" else None
 
     @property
     def key_value_heads(self) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transformer_vq.config import TransformerVQConfig
+from transformer_vq.config.model import PAPER_BLOCK
 from transformer_vq.config.quantizer import VQConfig
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.norm import EPSILON
@@ -154,7 +155,7 @@ def reference_settings(config: TransformerVQConfig) -> dict[str, Any]:
         "d_k": config.key_dim,
         "d_v": config.value_dim,
         "mem_len": config.window,
-        "block_len": config.block_len,
+        "block_len": config.block_length or PAPER_BLOCK,
         "pe_lam": config.position_base,
         "pe_abs": config.absolute_positions,
         "agg_cache": config.cache,

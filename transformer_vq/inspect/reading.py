@@ -126,7 +126,7 @@ class LayerReading:
             codes,
             codebook,
             window=config.window,
-            block_len=config.block_len,
+            block_len=config.block_length,
             bias=bias,
             rotary=rotary,
             state=state,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.conv import ShortConvolution
-from transformer_vq.models.norm import rms_normalize
+from transformer_vq.models.norm import RMSNorm, rms_normalize
 from transformer_vq.models.positions import POSITIONS
 from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import AttentionState, FullState, full_attention
@@ -58,6 +58,8 @@ class VQAttention(nn.Module):
     """Attention over quantized keys, with the layer's own quantizer and positions; blocks add the projections."""
 
     quantizer: Quantizer
+    norm: RMSNorm
+    """On the residual stream, in front of the projections."""
 
     def __init__(self, config: TransformerVQConfig, layer: int, seed: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -140,7 +142,7 @@ class VQAttention(nn.Module):
                 codes,
                 codebook,
                 window=config.window,
-                block_len=config.block_len,
+                block_len=config.block_length,
                 bias=bias,
                 rotary=rotary,
                 state=state if isinstance(state, AttentionState) else None,

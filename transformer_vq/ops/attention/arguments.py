@@ -35,7 +35,7 @@ class Arguments:
     """(Hkv, S, K)."""
     _: KW_ONLY
     window: int
-    block_len: int
+    block_len: int | None = None
     scale: float | None = None
     bias: Tensor | None = None
     """(B or 1, H, T or 1, M+1)."""
@@ -75,7 +75,9 @@ def taking(arguments: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P
 
 def check(x: Arguments) -> None:
     """Raise ValueError, with the shapes, for arguments that do not belong together."""
-    if x.window < 0 or x.block_len < 1:
+    if x.block_len is None and x.gradients == "block":
+        raise ValueError("gradients='block' needs block_len: gradients depend on it")
+    if x.window < 0 or (x.block_len is not None and x.block_len < 1):
         raise ValueError(f"window must be at least 0 and block_len at least 1, not {x.window} and {x.block_len}")
     if x.gradients not in GRADIENTS:
         raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, not {x.gradients!r}")

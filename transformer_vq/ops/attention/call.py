@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from transformer_vq.ops.attention.arguments import Arguments, check
+from transformer_vq.ops.attention.block_length import chosen
 from transformer_vq.ops.attention.padding import pick, real, real_first
 from transformer_vq.ops.attention.state import AttentionState, initial_state
 from transformer_vq.ops.nearest import lookup
@@ -33,6 +34,7 @@ class Call(Arguments):
     return for padded queries is dropped, but must be finite.
     """
 
+    block_len: int
     state: AttentionState
     """Detached; the carried keys stand at positions −M … −1. Keys and values of this call's types."""
     fresh: bool
@@ -155,5 +157,11 @@ def prepare(x: Arguments) -> Call:
         "segments": segments,
         "mask": None,
     }
+    block_len = x.block_len
+    if block_len is None:
+        S = x.codebook.shape[1] if x.cache else 0
+        two_sided = x.rotary is not None or x.exact_window
+        block_len, _ = chosen(q.device.type, S, x.window, q.shape[1] // Hkv, K, V, two_sided)
+    ready["block_len"] = block_len
     given = {field.name: getattr(x, field.name) for field in fields(x)} | ready
     return Call(**given, fresh=x.state is None, run=run, length=length, padded=mask is not None)

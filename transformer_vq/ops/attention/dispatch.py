@@ -33,7 +33,8 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     reads key head h // (H/Hkv). Logits, counts, softmax and means are fp32 or wider, under autocast too.
 
     window              M: distances 0 … M see the exact key and its position; farther keys act through their code
-    block_len           L: speed only, and the reach of the gradient under `gradients="block"`
+    block_len           L: speed only; None: by counted cost. Under `gradients="block"` the reach of the gradient, and
+                        needed
     scale               multiplies content logits; None = 1
     bias                (B or 1, H, T or 1, M+1), added at distance i−j; gets gradient
     rotary              (K/2,) radians per token: keys appear turned by min(i−j, M)
