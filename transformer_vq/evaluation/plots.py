@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
@@ -230,6 +231,40 @@ def _finish(axes: Axes, panel: Panel, x: str) -> None:
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_histograms(found: Mapping[str, Any], title: str) -> Figure:
+    """`layer0/code_share` and the like, as `evaluation.histograms` makes them: a panel a quantity, a line a layer."""
+    panels = {
+        "code_share": ("codes, the most frequent first", "share of the keys"),
+        "norm_ratio": ("norm ratio ‖code‖ / ‖key‖", "share of the keys"),
+        "angle": ("angle from key to code, degrees", "share of the keys"),
+    }
+    names = list(dict.fromkeys(name.rpartition("/")[0] for name in found))
+    figure = Figure(figsize=(12.6, 3.6), layout="constrained")
+    for axes, (what, (x, y)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for i, name in enumerate(names):
+            counts, edges = found[f"{name}/{what}"]
+            share, width = counts / max(counts.sum(), 1e-12), np.diff(edges)
+            colour = colormaps["viridis"](0.92 * i / max(len(names) - 1, 1))
+            axes.stairs(share / width if what == "code_share" else share, edges, color=colour, label=name)
+        if what == "code_share":
+            axes.set_yscale("log")
+        axes.set_xlabel(x, fontsize=9)
+        axes.set_ylabel(y, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(shown(title), fontsize=10, color=GREY)
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as a picture: (height, width, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    with unknown_letters():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def draw_positions(results: Mapping[str, Sequence[Any]], trained_on: Sequence[int]) -> Figure:

@@ -29,6 +29,7 @@ from transformer_vq.images.networks import PatchDiscriminator, norm, patches
 from transformer_vq.images.plots import write_curves, write_reconstructions, write_usage
 from transformer_vq.images.sources import ImageCorpus, open_corpus
 from transformer_vq.ops import estimators
+from transformer_vq.quantizers import Quantizer
 from transformer_vq.training import Losses, MicroBatch, Player, Task, train
 from transformer_vq.training.distributed import on_main
 
@@ -181,6 +182,11 @@ class ImageTask(Task):
         if split == "test":
             self.test_codes = codes
         return {**numbers, **({"notes": "; ".join(notes)} if notes else {})}
+
+    def quantizers(self) -> dict[str, Quantizer]:
+        """One a residual stage."""
+        latents = self.model.quantizer
+        return {} if latents.warming_up else {f"layer{i}": stage for i, stage in enumerate(latents.quantizers)}
 
     def identify(self, step: int, rows: range) -> str:
         """The rows, and which pictures of the train split these are."""

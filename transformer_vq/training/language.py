@@ -33,6 +33,7 @@ from transformer_vq.models.attention import VQAttention
 from transformer_vq.models.describe import describe
 from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
+from transformer_vq.quantizers import Quantizer
 from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
@@ -168,6 +169,11 @@ class LanguageTask(Task):
             recurrence=settings.recurrence,
             progress=self.check_stop,
         )
+
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Those of the layers."""
+        layers = enumerate(cast(Iterable[VQAttention], self.model.layers))
+        return {f"layer{i}": layer.quantizer for i, layer in layers if layer.quantizes}
 
     def identify(self, step: int, rows: range) -> str:
         """The rows, and the text that each begins with."""

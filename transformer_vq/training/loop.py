@@ -138,7 +138,8 @@ class Loop:
         self.step = Stepper(task, config.train, config.seed, accelerator, lambda: signals.hurry)
         self.at = Position()
         self.patience = Patience(config.train.patience)
-        self.trackers = Trackers(accelerator, folder.path, config.train.trackers)
+        evaluations = config.train.steps // config.eval.every if config.eval.every else 0
+        self.trackers = Trackers(accelerator, folder.path, config.train.trackers, evaluations)
         task.stop_asked = lambda: signals.stop
 
     def start(self, step: int, planned: int, origin: Mapping[str, str]) -> None:
@@ -254,8 +255,11 @@ class Loop:
 
     def _evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
-        values = on_main(self.accelerator, lambda: self.task.evaluate(split, final))
+        number = self.at.done // (self.config.eval.every or self.train.steps)
+        with self.trackers.listening(self.task.quantizers, number, final) as heard:
+            values = on_main(self.accelerator, lambda: self.task.evaluate(split, final))
         self._record(split, values)
+        self.trackers.show(split, heard, self.at.done)
         primary, done = self.task.primary, self.at.done
         self.progress.evaluated(done, split, values, primary)
         if split == self.task.splits[0]:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from transformer_vq.config.run import OptimizationConfig
+from transformer_vq.quantizers import Quantizer
 
 
 class MicroBatch(NamedTuple):
@@ -118,6 +119,10 @@ class Task(ABC):
                 forget = getattr(module, "discard_codebook_statistics", None)
                 if callable(forget):
                     forget()
+
+    def quantizers(self) -> dict[str, Quantizer]:
+        """By name, those that quantize now: trackers show the distribution of their codes."""
+        return {}
 
     def identify(self, step: int, rows: range) -> str:
         """Where rows of a batch come from, for an error message."""
