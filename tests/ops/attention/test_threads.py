@@ -95,3 +95,20 @@ def test_a_forked_process_starts_its_own(two_threads):
         share(range(4), lambda: lambda _: None, 2)
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_scratch_that_a_thread_keeps_is_read_by_nobody_before_it_is_written(monkeypatch):
+    monkeypatch.setattr(blocks, "_lasting", threading.local())
+    case = attention_case(T=40, H=2, Hkv=1, rotary=True, segments=True, mask="random")
+    with torch.inference_mode():  # what is made here is written to by all later calls
+        call(case, backend="blockwise")
+    want = run(case, "blockwise")
+    kept = blocks._lasting.__dict__
+    assert kept and all(x.numel() <= blocks.KEPT for x in kept.values())
+    for x in kept.values():
+        x.fill_(float("nan"))
+    assert_same(run(case, "blockwise"), want, rtol=0.0)
+    monkeypatch.setattr(blocks, "_lasting", threading.local())
+    monkeypatch.setattr(blocks, "KEPT", 0)
+    assert_same(run(case, "blockwise"), want, rtol=0.0)
+    assert not blocks._lasting.__dict__

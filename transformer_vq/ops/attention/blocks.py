@@ -14,6 +14,7 @@ Axes:  b, h, n rows, key heads, blocks of a chunk  G queries a key head  T lengt
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -124,15 +125,21 @@ class Plan:
         return codes.masked_fill(~stays[:, None], self.cached)
 
 
+KEPT = 2**23
+"""Numbers of the largest scratch tensor that a thread keeps, 32 MiB in fp32."""
+_lasting = threading.local()
+
+
 class Buffers:
     """Scratch memory, allocated once and used by every chunk: fresh pages cost more than the arithmetic on them.
 
-    Tensors are uninitialised, contiguous and at offset 0.
+    Tensors are uninitialised, contiguous and at offset 0. On a CPU a thread keeps those up to KEPT for its next calls.
     """
 
     def __init__(self, wide: Tensor, narrow: torch.dtype) -> None:
         self.wide, self.narrow_dtype = wide, narrow
-        self.made: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.lasts = wide.device.type == "cpu" and type(wide) is Tensor
+        self.made: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Wide, of this shape."""
@@ -147,10 +154,12 @@ class Buffers:
         return x if x.dtype == self.narrow_dtype else self.narrow(name, *x.shape).copy_(x)
 
     def _make(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        size, key = torch.Size(shape).numel(), (name, dtype)
-        if key not in self.made or self.made[key].numel() < size:
-            self.made[key] = self.wide.new_empty(size, dtype=dtype)
-        return self.made[key][:size].view(shape)
+        size, key = torch.Size(shape).numel(), f"{name} {dtype}"
+        made: dict[str, Tensor] = self.made if size > KEPT or not self.lasts else _lasting.__dict__
+        if key not in made or made[key].numel() < size:
+            with torch.inference_mode(False):  # so that any call may write there
+                made[key] = torch.empty(size, dtype=dtype, device=self.wide.device)
+        return made[key][:size].view(shape)
 
 
 def query_rows(x: Tensor, at: Chunk, plan: Plan) -> Tensor:
