@@ -22,7 +22,7 @@ from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
 from transformer_vq.cli.doctor import doctor
 from transformer_vq.cli.evaluate import eval_
-from transformer_vq.cli.export import export
+from transformer_vq.cli.export import export, import_
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
 from transformer_vq.cli.inspect import inspect
@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "convert": convert,
     "export": export,
+    "import": import_,
     "images": images,
     "encode": encode,
     "decode": decode,

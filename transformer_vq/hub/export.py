@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
@@ -81,6 +82,7 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
     }
     resolved = loaded.model.config.resolved()  # every layer's quantizer is written out: plain.py merges nothing
     model.config.model = resolved.model_dump(mode="json", exclude={"vocab_size"})
+    model.config.run = remembered(loaded)
     ends = ids["eos_token_id"] if has_end(loaded.tokenizer) else None
     model.generation_config = GenerationConfig(
         bos_token_id=ids["bos_token_id"], pad_token_id=ids["pad_token_id"], eos_token_id=ends
@@ -88,6 +90,16 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
     model.save_pretrained(folder)
     for name, source in flat_files().items():
         (folder / name).write_text(source, encoding="utf-8")
+
+
+def remembered(loaded: LoadedRun) -> dict[str, Any]:
+    """For `import`: the run's settings beside the model's, none of which name a place on this machine but the text's;
+    and what tells its tokenizer, whose file Transformers writes with an added token and another post-processor.
+    """
+    tree = loaded.config.model_dump(mode="json", exclude={"run_dir": True, "model": True, "data": {"cache"}})
+    own = JsonTokenizer(loaded.tokenizer.to_json())
+    post_processor = json.loads(own.to_json())["post_processor"]
+    return {"config": tree, "tokenizer": {"sha256": own.sha256, "post_processor": post_processor}}
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

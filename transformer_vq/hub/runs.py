@@ -1,4 +1,4 @@
-"""A trained run as a model of Transformers."""
+"""A trained run as a model of Transformers, and back."""
 
 from __future__ import annotations
 
@@ -38,3 +38,18 @@ def from_model(model: TransformerVQ, seed: int = 0, step: int = 0) -> Transforme
 def their_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a `TransformerVQ` under the names of `TransformerVQForCausalLM`."""
     return {HEAD.get(name) or f"model.backbone.{name}": tensor for name, tensor in state.items()}
+
+
+def to_model(theirs: TransformerVQForCausalLM) -> TransformerVQ:
+    """The way back of `from_model`: the same weights and codebooks, in evaluation mode; bf16 is widened to fp32."""
+    settings = theirs.config.settings()
+    ours = TransformerVQ(settings, seed=theirs.config.seed)
+    if theirs.get_input_embeddings().weight.dtype == torch.float64:
+        ours.double()
+    bias = "head_bias" if settings.tied_embedding else "head.bias"
+    names = {"lm_head.weight": "head.weight", "lm_head.bias": bias}
+    state = theirs.state_dict()
+    for name in ("model.steps", *(["lm_head.weight"] if settings.tied_embedding else [])):
+        del state[name]
+    ours.load_state_dict({names.get(name) or name.removeprefix("model.backbone."): x for name, x in state.items()})
+    return ours.eval()

@@ -27,6 +27,7 @@ from transformer_vq.config import ConfigError
 from transformer_vq.files import flush, read_text, write_text, writing
 
 MANIFEST = "manifest.json"
+TRAINER = "trainer.json"  # where training stood; a checkpoint of an imported model has none
 _STEP = re.compile(r"step-(\d{8,})")
 
 

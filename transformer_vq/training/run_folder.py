@@ -25,7 +25,7 @@ import yaml
 from transformer_vq.config import ConfigError, Settings, save_config, validate
 from transformer_vq.config.load import difference
 from transformer_vq.files import WriteError, lock, read_text, write_text, writing
-from transformer_vq.training.checkpoints import Checkpoints
+from transformer_vq.training.checkpoints import TRAINER, Checkpoints
 
 KEPT = "reference-rest.msgpack"  # what a converted model had beside its parameters; see convert/
 OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", KEPT, "config.yaml")
@@ -67,6 +67,11 @@ class RunFolder:
                 )
             return None
         old, summary, last = self.read_config(type(config)), self.summary(), self.checkpoints.last()
+        if last is not None and not (self.checkpoints.path(last) / TRAINER).is_file():
+            raise ConfigError(
+                f"run_dir = {self.path}: holds a model that was imported, without an optimizer's state to go on with; "
+                f"train.init_from={self.path} starts another run from its weights"
+            )
         self._same_run(old, config, resume)
         if summary is not None and "early_stop" in summary and config.train.steps > old.train.steps:
             raise ConfigError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_vq.config import ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError, in_units, read_text, write_text
-from transformer_vq.training.checkpoints import Checkpoints, load_json, load_tensors, save_json, save_tensors
+from transformer_vq.training.checkpoints import TRAINER, Checkpoints, load_json, load_tensors, save_json, save_tensors
 from transformer_vq.training.distributed import any_process, everyones, on_main, together
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.task import Task
@@ -65,7 +65,7 @@ def write_snapshot(
         for name, values in tensors.items():
             save_tensors(values, temporary / f"{name}.safetensors")
         run = {"units": at.units, "seconds": at.seconds, "processes": count, "carries": carries}
-        save_json({**run, "planned": planned, "restarts": at.restarts}, temporary / "trainer.json")
+        save_json({**run, "planned": planned, "restarts": at.restarts}, temporary / TRAINER)
 
     try:
         on_main(accelerator, write)
@@ -92,7 +92,7 @@ def read_snapshot(
     planned_before: the run's own `train.steps` until now, for a checkpoint that does not say what was planned.
     The checkpoint has been verified. Raises ConfigError when other processes wrote it.
     """
-    values, count = load_json(checkpoint / "trainer.json"), accelerator.num_processes
+    values, count = load_json(checkpoint / TRAINER), accelerator.num_processes
     if values["carries"] and values["processes"] != count:
         raise ConfigError(
             f"{checkpoint}: holds the state carried by {values['processes']} processes; resume with as many, "

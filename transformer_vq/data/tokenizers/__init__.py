@@ -33,6 +33,7 @@ __all__ = [
     "decode_utf8",
     "load_tokenizer",
     "make_tokenizer",
+    "parse_tokenizer",
     "reads_bytes",
     "token_dtype",
     "tokenizer_identity",
@@ -69,7 +70,7 @@ def make_tokenizer(spec: str, train: Iterable[Piece]) -> Tokenizer:
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """Restore what `save` wrote.  Raises ConfigError when the folder holds no tokenizer."""
-    return _from_json(_read(Path(folder, FILE), str(folder)), str(folder))
+    return parse_tokenizer(_read(Path(folder, FILE), str(folder)), str(folder))
 
 
 def _existing(spec: str) -> Tokenizer:
@@ -95,7 +96,7 @@ def _existing(spec: str) -> Tokenizer:
         return tiktoken.from_file(path)
     if path.suffix == ".model":
         return sentencepiece.SentencePieceTokenizer(_read_bytes(path, spec), spec)
-    return _from_json(_read(path, spec), spec)
+    return parse_tokenizer(_read(path, spec), spec)
 
 
 def _on_hub(spec: str) -> Path:
@@ -129,7 +130,8 @@ def _read_bytes(path: Path, where: str) -> bytes:
         raise ConfigError(f"data.tokenizer = {where}: not readable ({error}); {FORMS}") from None
 
 
-def _from_json(content: str, where: str) -> Tokenizer:
+def parse_tokenizer(content: str, where: str) -> Tokenizer:
+    """What a `tokenizer.json` describes.  Raises ConfigError, naming `where`, when it is none."""
     if sentencepiece.is_sentencepiece(content):
         return sentencepiece.from_json(content, where)
     if (ids := _as_ids(content)) is not None:
