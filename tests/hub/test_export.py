@@ -17,6 +17,7 @@ from transformer_vq.training import load_run, run
 
 pytest.importorskip("transformers")
 from transformer_vq.hub.export import export
+from transformer_vq.hub.runs import from_run
 
 ELSEWHERE = """
 import importlib.abc, json, sys
@@ -142,3 +143,17 @@ def test_a_tokenizer_that_needs_code_of_ours_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.tokenizer = .*native tokenizer\.json"):
         export(load_run(config.run_dir)._replace(tokenizer=pieces), tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_run_is_a_model_without_an_export(tmp_path, tied):
+    config = tiny_run(tmp_path, model__tied_embedding=tied)
+    run(config, quiet=True)
+    ours, theirs = load_run(config.run_dir), from_run(config.run_dir)
+    tokens = torch.tensor([ours.tokenizer.encode("def f(")])
+    with torch.no_grad():
+        assert torch.equal(theirs(tokens).logits, ours.model(tokens).logits)
+    got = theirs.generate(tokens, max_new_tokens=20, do_sample=False)[0, tokens.shape[1] :]
+    want = generate(ours.model, tokens.tolist(), 20, temperature=0.0)
+    assert got.tolist() == list(want[0])
+    assert int(theirs.model.steps) == ours.step == 20

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -23,8 +23,11 @@ from transformer_vq.hub.inputs import check_state, documents, real_tokens
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.language_model import Backbone
 from transformer_vq.quantizers import Quantized
+from transformer_vq.quantizers.processes import is_distributed
 
 IGNORED = -100
+WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")
+"""Names that activation checkpointing and compilation put between a block and its parts."""
 
 
 class AddLoss(torch.autograd.Function):
@@ -93,7 +96,7 @@ class TransformerVQPreTrainedModel(PreTrainedModel):
 
 def our_name(name: str) -> str | None:
     """Where a module of one of these models stands in a `TransformerVQ`; None: nowhere."""
-    name = name.removeprefix("model.")
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("model.")
     if name == "lm_head":
         return "head"
     first, _, rest = name.partition(".")
@@ -104,8 +107,14 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
     """Tokens in, the last hidden state out. Owns the codebooks and what moves them.
 
     In training the quantizers' loss is added to whatever is minimised, unless the caller takes it from `last_loss` and
-    adds it itself (`add_loss=False`); under gradient accumulation it then counts once a micro-batch.
+    adds it itself (`add_loss=False`), as the model with a head does for labels. Rows are counted from one optimizer
+    step to the next, so that noise and dropout follow from (seed, step, row) however a step's batch is cut.
     """
+
+    micro_batches: int = 1
+    """In how many forward passes a step's batch is read by a trainer that computes the loss itself and accumulates: the
+    quantizers' loss, of which such a trainer does not know, then has this share in each. A scaled loss (fp16) does not
+    scale it."""
 
     steps: Tensor
     """() int64: optimizer steps taken, which the quantizers' schedules and noise follow."""
@@ -118,6 +127,7 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
         """The quantizers' loss of the last forward pass: their terms, weighted, a mean over its real tokens."""
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps: int | None = None
+        self._rows = 0
         self._drawn()
         self.post_init()
         follow(self)
@@ -156,6 +166,7 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
     def after_optimizer_step(self) -> None:
         """Move the codebooks by what was collected since the last step."""
         self._wake()
+        self._rows = 0
         self.backbone.apply_codebook_statistics()
         self.steps += 1
         self._steps = int(self._steps or 0) + 1
@@ -208,6 +219,9 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
         always = self.backbone.config.checkpoint_activations
         self.backbone.checkpoint_activations = self.gradient_checkpointing or always
         tokens = torch.zeros(B, T, dtype=torch.int64, device=given.device) if input_ids is None else input_ids
+        if self.training:
+            self.backbone.set_rows(first_row() + self._rows)
+            self._rows += B if torch.is_grad_enabled() else 0
         x, after, quantized = self.backbone.features(
             tokens,
             state,
@@ -217,7 +231,7 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
         )
         self.last_loss = quantizer_loss(quantized)
         if self.training and add_loss and torch.is_grad_enabled():
-            x = AddLoss.apply(x, self.last_loss)
+            x = AddLoss.apply(x, self.last_loss / self.micro_batches)
         if use_cache:
             cache = TransformerVQCache() if cache is None else cache
             cache.advance(after, T)
@@ -311,6 +325,11 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
         else:
             logits = self.lm_head(x).to(wide)
         return logits * self.model.backbone.config.logit_scale
+
+
+def first_row() -> int:
+    """Of this process, among the rows of a step on all; no process reads so many."""
+    return distributed.get_rank() * 2**32 if is_distributed() else 0
 
 
 def quantizer_loss(quantized: tuple[Quantized, ...]) -> Tensor:

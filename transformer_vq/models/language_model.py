@@ -6,7 +6,7 @@ Axes:   B batch  T length  D width
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
         for i, layer in enumerate(self.layers):
             carried = Carried(None, None) if state is None else state.of_layer(i)
             if recompute:
-                x, left, result = checkpoint(layer, x, context, carried, use_reentrant=False)
+                x, left, result = self._checkpointed(layer, x, context, carried)
             else:
                 x, left, result = layer(x, context, carried)
             after.append(left)
@@ -175,6 +175,24 @@ class Backbone(nn.Module):
         if self._decoder is None:
             self._decoder = Decoder(self.embedding, self.absolute_scale, self.layers, self.norm)
         return self._decoder if self._decoder.useful else None
+
+    def _checkpointed(self, layer: nn.Module, *inputs: Any) -> Any:
+        """A block that its backward pass runs again: by the rows of now, even if others have been read since."""
+        if torch.compiler.is_compiling() or not self.rows_named:
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        row, place = int(self.first_row), int(self.first_place)
+        return checkpoint(
+            layer, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._at_rows(row, place))
+        )
+
+    @contextmanager
+    def _at_rows(self, first_row: int, first_place: int) -> Iterator[None]:
+        now = int(self.first_row), int(self.first_place)
+        self.set_rows(first_row, first_place)
+        try:
+            yield
+        finally:
+            self.set_rows(*now)
 
     @property
     def keeps_every_key(self) -> bool:
@@ -228,7 +246,7 @@ class Backbone(nn.Module):
         """Tell which row of the step's batch the next calls begin with, and with which place in the row.
 
         With the step, all noise and dropout follow from these: a batch may be cut at will. Call it before each forward
-        pass of a step that has several; it must not change before the backward pass is done.
+        pass of a step that has several.
         """
         self.rows_named = True
         self.first_row.fill_(first_row)
