@@ -124,6 +124,11 @@ class OptimizationConfig(Settings):
 class TrainConfig(OptimizationConfig):
     """The optimization of a language model."""
 
+    shard: Literal["none", "full", "hybrid"] = Field(
+        "none",
+        description="parameters, gradients and optimizer states: none: whole on every process | full: cut over all | "
+        "hybrid: cut over the processes of each machine; codebooks are whole everywhere",
+    )
     seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
     updates_per_sequence: int | None = Field(
         None,

@@ -27,6 +27,8 @@ class KeyProbe:
         self.quantizers = quantizers
         self.keys: dict[int, Tensor] = {}
         """(B, H, T, K) by layer."""
+        self.codebooks: dict[int, Tensor] = {}
+        """(H, S, K) by layer; copies, since a layer whose parameters are cut up is whole in its forward pass alone."""
         self.results: dict[int, Quantized] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -43,6 +45,8 @@ class KeyProbe:
     def _listener(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], Quantized], None]:
         def listen(quantizer: nn.Module, inputs: tuple[Any, ...], result: Quantized) -> None:
             self.keys[layer], self.results[layer] = inputs[0], result
+            with torch.no_grad():  # nothing is saved for a backward pass that recomputes the layer without this hook
+                self.codebooks[layer] = self.quantizers[layer].codebook.clone()
 
         return listen
 
@@ -78,7 +82,7 @@ class KeyProbe:
         """`layer0/key_rank`, of the keys of the last forward pass, and `layer0/code_rank`; see `effective_rank`."""
         found = {}
         for layer, k in self.keys.items():
-            codebook = self.quantizers[layer].codebook
+            codebook = self.codebooks[layer]
             keys = k.transpose(0, 1).flatten(1, 2).to(codebook.dtype)
             found[f"layer{layer}/key_rank"] = effective_rank(keys.mT @ keys)
             found[f"layer{layer}/code_rank"] = effective_rank(codebook.mT @ codebook)

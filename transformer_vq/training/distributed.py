@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -149,13 +150,13 @@ def everyones(value: T, accelerator: Accelerator) -> list[T]:
 
 
 def compare_replicas(module: nn.Module, accelerator: Accelerator) -> None:
-    """Compare the bits of parameters and buffers, codebooks among them, across processes.  Raises ProcessesDiffer.
+    """Compare the bits of whole parameters and buffers, as codebooks are, across processes.  Raises ProcessesDiffer.
 
     No gradient keeps an EMA codebook together; what drifts apart once would go unnoticed.
     """
     if accelerator.num_processes == 1:
         return
-    tensors = module.state_dict()
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if not isinstance(tensor, DTensor)}
     mine = torch.stack([checksum(tensor) for tensor in tensors.values()])
     everyone = [torch.empty_like(mine) for _ in range(accelerator.num_processes)]
     dist.all_gather(everyone, mine)

@@ -10,6 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +21,12 @@ from transformer_vq import __version__
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
-from transformer_vq.training.distributed import any_process, compare_replicas, on_main, processes
+from transformer_vq.training.distributed import any_process, compare_replicas, everyones, on_main, processes
 from transformer_vq.training.early_stop import Patience, check_patience
 from transformer_vq.training.origin import warm_start
 from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
+from transformer_vq.training.sharding import check_sharding, gathered, local
 from transformer_vq.training.signals import Signals
 from transformer_vq.training.snapshot import Position, read_snapshot, write_snapshot
 from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
@@ -99,6 +101,7 @@ def train(
                 f"train.batch_size = {settings.batch_size}: must be at least {accelerator.num_processes}, the number "
                 "of processes"
             )
+        check_sharding(settings, shard_of(config), accelerator.num_processes)
         quiet = quiet or not accelerator.is_main_process
         with RunFolder(config.run_dir, config.checkpoint.keep) as folder, Progress(settings.steps, quiet) as progress:
             finished = on_main(accelerator, lambda: folder.check(config, resume, overwrite))
@@ -135,7 +138,7 @@ class Loop:
         self.config, self.train, self.task = config, config.train, task
         self.accelerator, self.folder, self.progress, self.signals = accelerator, folder, progress, signals
         self.checkpoints = folder.checkpoints
-        self.step = Stepper(task, config.train, config.seed, accelerator, lambda: signals.hurry)
+        self.step = Stepper(task, config.train, config.seed, accelerator, shard_of(config), lambda: signals.hurry)
         self.at = Position()
         self.patience = Patience(config.train.patience)
         evaluations = config.train.steps // config.eval.every if config.eval.every else 0
@@ -156,6 +159,7 @@ class Loop:
             origin = {"goes on": f"after step {step}, from {checkpoint}{anew}"}
         self.step.restarts = self.at.restarts
         on_main(self.accelerator, lambda: self.folder.go_on(self.config, step))
+        cut = ", parameters cut over them" if self.step.sharded else ""
         split, primary = self.task.splits[0], self.task.primary
         for at, value in on_main(self.accelerator, lambda: self.folder.numbers(split, primary)):
             self.patience.add(at, value)
@@ -165,7 +169,7 @@ class Loop:
             {
                 **self.task.describe(),
                 "training": f"{train.steps:,} steps of {train.batch_size}, {train.optimizer}, {train.precision}",
-                "device": device_name(self.accelerator.device) + (f", {count} processes" if count > 1 else ""),
+                "device": device_name(self.accelerator.device) + (f", {count} processes{cut}" if count > 1 else ""),
                 "writes to": str(self.folder.path),
                 **origin,
             }
@@ -256,7 +260,10 @@ class Loop:
     def _evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
         number = self.at.done // (self.config.eval.every or self.train.steps)
-        with self.trackers.listening(self.task.quantizers, number, final) as heard:
+        with ExitStack() as stack:
+            for player in self.task.players.values() if self.step.sharded else ():
+                stack.enter_context(gathered(player.module))
+            heard = stack.enter_context(self.trackers.listening(self.task.quantizers, number, final))
             values = on_main(self.accelerator, lambda: self.task.evaluate(split, final))
         self._record(split, values)
         self.trackers.show(split, heard, self.at.done)
@@ -287,6 +294,7 @@ class Loop:
         numbers = {split: self._evaluate(split, final=True) for split in self.task.splits}
         early = {"early_stop": self.patience.report()} if self.at.done < self.train.steps else {}
         modules = [player.module for player in self.task.players.values()]
+        held = sum(local(p).numel() for module in modules for p in module.parameters())
         summary = {
             "run_dir": str(self.folder.path),
             **numbers,
@@ -298,6 +306,7 @@ class Loop:
             "seconds": self.at.seconds,
             f"{self.task.unit}_per_s": self.at.units / max(self.at.seconds, 1e-9),
             "parameters": sum(p.numel() for module in modules for p in module.parameters()),
+            "parameters_per_process": max(everyones(held, self.accelerator)),
             "device": device_name(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "versions": {
@@ -320,6 +329,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def shard_of(config: RunSettings) -> str:
+    """`train.shard` of a task that has it."""
+    return str(getattr(config.train, "shard", "none"))
 
 
 def _due(done: int, every: int | None) -> bool:

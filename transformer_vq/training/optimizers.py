@@ -20,6 +20,7 @@ from torch.optim import AdamW, Muon
 from torch.optim.optimizer import Optimizer
 
 from transformer_vq.config.run import OptimizationConfig
+from transformer_vq.training.sharding import part_like
 
 Named = dict[str, nn.Parameter]
 
@@ -108,7 +109,7 @@ class Optimizers:
             optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the optimizers remember, as tensors named `parameter/slot`."""
+        """Everything that the optimizers remember, as tensors named `parameter/slot`; cut up where parameters are."""
         return {
             f"{name}/{slot}": value
             for name, p in self.named.items()
@@ -117,14 +118,14 @@ class Optimizers:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state()` gave.  Raises KeyError for a parameter that is not here."""
+        """Put back what `state()` gave, whole.  Raises KeyError for a parameter that is not here."""
         owner = {
             p: optimizer for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
         }
         for key, value in state.items():
             name, _, slot = key.rpartition("/")
             p = self.named[name]
-            owner[p].state[p][slot] = value.clone() if slot == "step" else value.to(p.device, copy=True)
+            owner[p].state[p][slot] = value.clone() if slot == "step" else part_like(value, p)
 
 
 def hidden_matrices(module: nn.Module) -> set[str]:

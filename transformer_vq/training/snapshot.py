@@ -24,6 +24,7 @@ from transformer_vq.files import WriteError, in_units, read_text, write_text
 from transformer_vq.training.checkpoints import TRAINER, Checkpoints, load_json, load_tensors, save_json, save_tensors
 from transformer_vq.training.distributed import any_process, everyones, on_main, together
 from transformer_vq.training.optimizers import Optimizers
+from transformer_vq.training.sharding import is_sharded, load_whole, whole
 from transformer_vq.training.task import Task
 
 PLANNED = "planned.json"  # beside a checkpoint that was written before plans were kept; not in its manifest
@@ -56,7 +57,8 @@ def write_snapshot(
         return
     tensors: dict[str, Mapping[str, Tensor]] = {}
     for name, own in optimizers.items():
-        tensors |= {name: task.players[name].module.state_dict(), f"{name}-optimizer": own.state()}
+        tensors |= {name: _whole(task.players[name].module.state_dict(), accelerator)}
+        tensors |= {f"{name}-optimizer": _whole(own.state(), accelerator)}
     mine = carried if carries else {}
     size = sum(everyones(_bytes(mine), accelerator)) + sum(map(_bytes, tensors.values()))
 
@@ -99,7 +101,8 @@ def read_snapshot(
             f"not {count}"
         )
     for name, own in optimizers.items():
-        task.players[name].module.load_state_dict(load_tensors(checkpoint / f"{name}.safetensors"))
+        module, weights = task.players[name].module, load_tensors(checkpoint / f"{name}.safetensors")
+        load_whole(module, weights) if is_sharded(module) else module.load_state_dict(weights)
         own.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors"))
     if values["carries"]:
         task.restore(load_tensors(checkpoint / f"carried-{accelerator.process_index}.safetensors"))
@@ -122,6 +125,15 @@ def _planned(checkpoint: Path, values: Mapping[str, Any], before: int, train: Op
     if train.steps != before:
         write_text(path, json.dumps(before))
     return before
+
+
+def _whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Tensors that may be cut up as the main process writes them; the others keep nothing of theirs."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        found[name] = value if accelerator.is_main_process or value is tensor else value.new_empty(0)
+    return found
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
 import torch
@@ -25,6 +25,15 @@ from transformer_vq.quantizers.scheduled import Gathered, ScheduledQuantizer
 from transformer_vq.training.distributed import everyones, share_gradients, sum_over_processes
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.schedule import learning_rate
+from transformer_vq.training.sharding import (
+    gradients_kept,
+    is_sharded,
+    let_go,
+    make_mesh,
+    shard_model,
+    views_may_leave_layers,
+    whole,
+)
 from transformer_vq.training.task import Losses, MicroBatch, Task
 
 
@@ -39,7 +48,8 @@ class StepAbandoned(Exception):
 class Stepper:
     """The players' modules and optimizers on this process, and the step.
 
-    restarts: see `learning_rate`. hurry: looked at between micro-batches of a run on one process.
+    restarts: see `learning_rate`. shard: see `sharding`.
+    hurry: looked at between micro-batches of a run on one process.
     """
 
     def __init__(
@@ -48,25 +58,33 @@ class Stepper:
         train: OptimizationConfig,
         seed: int,
         accelerator: Accelerator,
+        shard: str = "none",
         hurry: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.train, self.seed, self.accelerator = task, train, seed, accelerator
         self.restarts: tuple[int, ...] = ()
         self.hurry = hurry
-        self.slices = micro_batches(train, accelerator.process_index, accelerator.num_processes)
+        processes = accelerator.num_processes
+        self.sharded = shard != "none" and processes > 1
+        self.slices = micro_batches(train, accelerator.process_index, processes, even=self.sharded)
         self.optimizers: dict[str, Optimizers] = {}
         self.modules: dict[str, nn.Module] = {}
         dtype = torch.float64 if train.precision == "fp64" else None
+        mesh = make_mesh(shard, accelerator.device, processes) if self.sharded else None
         for name, player in task.players.items():
             player.module.to(device=accelerator.device, dtype=dtype)
+            if mesh is not None:
+                shard_model(player.module, mesh)
             self.optimizers[name] = Optimizers(player.module, player.train)
 
     def wrap(self) -> None:
-        """Compile and hand to DDP, once the weights are what training starts from."""
+        """Compile and, where nothing is cut up, hand to DDP, once the weights are what training starts from."""
         for name, player in self.task.players.items():
             if self.train.compile:
                 self.task.compile(name)
-            self.modules[name] = share_gradients(player.module, self.accelerator, player.partly_used)
+            self.modules[name] = (
+                player.module if self.sharded else share_gradients(player.module, self.accelerator, player.partly_used)
+            )
 
     def __call__(self, step: int) -> tuple[dict[str, float], int]:
         """Make optimizer step `step`, counted from 0: its record, and the units read by all processes.
@@ -99,18 +117,18 @@ class Stepper:
         for batch in batches:
             self._begin_forward(step, batch, turn)
             synchronise = batch.slot == len(batches) - 1
-            with nullcontext() if synchronise else self.accelerator.no_sync(self.modules[name]):
+            with nullcontext() if synchronise else self._apart(self.modules[name]):
                 losses = self._forward(name, batch)
                 if not losses.terms:
                     return {}
                 terms = {key: term * (batch.counts[key] / max(counts[key], 1)) for key, term in losses.terms.items()}
                 total = torch.stack(list(terms.values())).sum()
-                self.accelerator.backward(total * self.accelerator.num_processes)  # DDP averages over processes
+                self.accelerator.backward(total * self.accelerator.num_processes)  # which are averaged over processes
             outputs.append(Losses({key: term.detach() for key, term in terms.items()}, losses.metrics))
             if turn == 0 and not synchronise and self.accelerator.num_processes == 1 and self.hurry():
                 self.task.abandon()
                 raise StepAbandoned
-        norm = optimizers.gradient_norm()
+        norm = whole(optimizers.gradient_norm())
         summed, metrics = self._gather(outputs)
         loss, size = sum(summed.values()), norm.item()
         if not (math.isfinite(loss) and math.isfinite(size)):
@@ -138,17 +156,23 @@ class Stepper:
                         self._begin_forward(step, batch, turn)
                         with suppress(Gathered):
                             self._forward(name, batch, player.module)
+                        let_go(player.module)
                     quantizer.finish_gathering()
             for module in player.module.modules():
                 if isinstance(module, Quantizer):
                     module.discard_codebook_statistics()
+
+    def _apart(self, module: nn.Module) -> AbstractContextManager[object]:
+        """Gradients of a backward pass in here stay this process's own, for now."""
+        return gradients_kept(module) if is_sharded(module) else self.accelerator.no_sync(module)
 
     def _begin_forward(self, step: int, batch: MicroBatch, turn: int) -> None:
         self._seed_random(step, batch.slot, turn)
         self.task.set_rows(self.slices[batch.slot].start)
 
     def _forward(self, name: str, batch: MicroBatch, module: nn.Module | None = None) -> Losses:
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+        bf16 = torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
+        with bf16, views_may_leave_layers() if self.sharded else nullcontext():
             return self.task.losses(name, self.modules[name] if module is None else module, batch)
 
     def _gather(self, outputs: Sequence[Losses]) -> tuple[dict[str, float], dict[str, float]]:
@@ -181,8 +205,16 @@ class Stepper:
             torch.get_device_module(self.accelerator.device).manual_seed(seed)
 
 
-def micro_batches(train: OptimizationConfig, rank: int, processes: int) -> list[range]:
-    """The rows of a batch that a process reads, forward pass by forward pass; contiguous, as even as can be."""
+def micro_batches(train: OptimizationConfig, rank: int, processes: int, even: bool = False) -> list[range]:
+    """The rows of a batch that a process reads, forward pass by forward pass; contiguous, as even as can be.
+
+    even: all processes make as many forward passes, of at most `micro_batch` rows; for one row at a time the processes
+    must share the batch evenly.
+    """
     rows = range(rank * train.batch_size // processes, (rank + 1) * train.batch_size // processes)
     size = train.micro_batch or len(rows)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+    if not even:
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+    most = -(-train.batch_size // processes)  # rows of any process
+    count = -(-most // (train.micro_batch or most))
+    return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]

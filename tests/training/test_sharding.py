@@ -1,0 +1,206 @@
+"""Parameters cut over processes: the run is the one that a single process makes, and its checkpoints are anybody's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import assert_same
+from tiny_run import tiny_run
+
+from transformer_vq.config import ConfigError, RunConfig, validate
+from transformer_vq.training import run
+from transformer_vq.training.checkpoints import load_tensors
+from transformer_vq.training.sharding import check_sharding, make_mesh
+from transformer_vq.training.step import micro_batches
+
+TESTS = Path(__file__).parents[1]
+STEPS = 8
+FP64 = {"train__precision": "fp64", "train__steps": STEPS}
+CASES = {
+    "accumulated": {**FP64, "train__micro_batch": 1, "data__document_boundaries": "reset", "train__weight_decay": 0.1},
+    "streams": {**FP64, "train__micro_batch": 2, "data__order": "streams", "model__block": "transformer"},
+    "kmeans": {
+        **FP64,
+        "train__micro_batch": 2,
+        "model__quantizer": {"codes": 8, "init": "kmeans", "start_step": 3, "ema": 0.8},
+    },
+    "replaced": {
+        **FP64,
+        "train__micro_batch": 1,
+        "model__quantizer": {"codes": 8, "init": "kmeans", "dead_code_threshold": 10.0, "ema": 0.8},
+    },
+    "uneven": {
+        **FP64,
+        "train__batch_size": 5,
+        "train__micro_batch": None,
+        "eval__every": 4,
+        "model__checkpoint_activations": True,
+        "model__tied_embedding": True,
+        "model__per_layer": {"1": {"kind": "simvq"}},
+    },
+    "bf16": {"train__precision": "bf16", "train__steps": STEPS},
+}
+
+
+STEADY = {**FP64, "train__schedule": "constant"}
+
+
+def launch(folder: Path, runs: list[tuple[dict, bool]], processes: int, local: int | None = None) -> None:
+    """Make the runs on so many processes, `local` of them on what passes for one machine."""
+    todo = folder / "runs.json"
+    todo.write_text(json.dumps(runs), encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*command, str(TESTS / "training" / "sharded_processes.py"), str(todo)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | ({"LOCAL": str(local)} if local else {}),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def tree(folder: Path, name: str, **settings: object) -> dict:
+    return tiny_run(folder, name, **settings).model_dump(mode="json")
+
+
+SUMS = {"loss", "loss_lm", "bits_per_byte", "grad_norm", "loss_commit", "lr", "layer0/norm_ratio"}
+"""Numbers of a record that do not depend on which rows share a forward pass."""
+
+
+def records(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every number of every training record, but times."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["split"] == "train"]
+    names = {key for line in lines for key in line} - {"split", "tokens_per_s"}
+    return {name: torch.tensor([line.get(name, -1.0) for line in lines], dtype=torch.float64) for name in names}
+
+
+def weights(run_dir: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    return load_tensors(folder / "model.safetensors") | {
+        f"optimizer {name}": tensor for name, tensor in load_tensors(folder / "model-optimizer.safetensors").items()
+    }
+
+
+def compare(sharded: Path, alone: Path, case: str, processes: int) -> None:
+    ours, theirs = (json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in (alone, sharded))
+    assert theirs["processes"] == processes and theirs["parameters"] == ours["parameters"]
+    if case == "bf16":  # Adam turns rounding into steps
+        want, got = records(alone)["loss"], records(sharded)["loss"]
+        assert_same({"loss": got}, {"loss": want}, rtol=2e-2)
+        return
+    got, want = records(sharded), records(alone)
+    names = SUMS if case == "uneven" or processes == 4 else want.keys()
+    assert got.keys() == want.keys() >= SUMS
+    assert_same({name: got[name] for name in names}, {name: want[name] for name in names}, rtol=1e-7)
+    assert_same(weights(sharded), weights(alone), rtol=1e-7)
+    assert theirs["test"]["bits_per_byte"] == pytest.approx(ours["test"]["bits_per_byte"], rel=1e-8)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    cases = {**CASES, "begun": {**STEADY, "train__steps": 3}}
+    launch(folder, [(tree(folder, name, train__shard="full", **case), False) for name, case in cases.items()], 2)
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_a_sharded_run_is_the_run_of_one_process(two, tmp_path, case):
+    run(tiny_run(tmp_path, case, **CASES[case]), quiet=True)
+    compare(two / case, tmp_path / case, case, processes=2)
+
+
+@pytest.mark.distributed
+def test_a_process_holds_its_part(two):
+    """Half of the parameters, but for what does not divide."""
+    summary = json.loads((two / "accumulated" / "summary.json").read_text(encoding="utf-8"))
+    assert 0.5 * summary["parameters"] <= summary["parameters_per_process"] <= 0.55 * summary["parameters"]
+
+
+@pytest.mark.distributed
+def test_one_process_goes_on_where_two_stopped(two, tmp_path):
+    run(tiny_run(tmp_path, "alone", **STEADY), quiet=True)
+    run(tiny_run(two, "begun", **STEADY, train__shard="none"), quiet=True, resume=True)
+    assert_same(weights(two / "begun"), weights(tmp_path / "alone"), rtol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_go_on_where_one_stopped(tmp_path):
+    run(tiny_run(tmp_path, "alone", **STEADY), quiet=True)
+    run(tiny_run(tmp_path, "begun", **{**STEADY, "train__steps": 3}), quiet=True)
+    launch(tmp_path, [(tree(tmp_path, "begun", train__shard="full", **STEADY), True)], 2)
+    assert_same(weights(tmp_path / "begun"), weights(tmp_path / "alone"), rtol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("shard", ["full", "hybrid"])
+def test_four_processes(tmp_path, shard):
+    """Of two machines with two each, as far as `hybrid` is told."""
+    folder = tmp_path / "four"
+    folder.mkdir()
+    cases = {name: settings for name, settings in CASES.items() if name != "replaced"}
+    settings = {name: {**case, "train__batch_size": 8, "train__micro_batch": None} for name, case in cases.items()}
+    launch(folder, [(tree(folder, name, train__shard=shard, **settings[name]), False) for name in cases], 4, local=2)
+    for name in cases:
+        run(tiny_run(tmp_path, name, **settings[name]), quiet=True)
+        compare(folder / name, tmp_path / name, name, processes=4)
+    held = json.loads((folder / "streams" / "summary.json").read_text(encoding="utf-8"))
+    assert held["parameters_per_process"] / held["parameters"] == pytest.approx(
+        {"full": 0.25, "hybrid": 0.5}[shard], abs=0.06
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train__optimizer": "muon"}, "train.optimizer = muon: looks at whole matrices, which train.shard = full"),
+        ({"train__optimizer": "adafactor"}, "train.optimizer = adafactor"),
+        ({"train__micro_batch": 1, "train__batch_size": 3}, "2 do not share train.batch_size = 3 evenly"),
+    ],
+)
+def test_what_cannot_be_cut_is_one_line(tmp_path, settings, words):
+    train = tiny_run(tmp_path, train__shard="full", **settings).train
+    with pytest.raises(ConfigError) as caught:
+        check_sharding(train, train.shard, 2)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    check_sharding(train, train.shard, 1)  # nothing is cut
+    check_sharding(train, "none", 2)
+
+
+def test_machines_have_equal_numbers(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="8 processes are no whole number of machines with 3"):
+        make_mesh("hybrid", torch.device("cpu"), 8)
+
+
+def test_no_other_layout_than_these():
+    with pytest.raises(ConfigError, match=r"train\.shard"):
+        validate({"train": {"shard": "half"}}, RunConfig)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("micro", [None, 1, 2, 3, 4])
+def test_all_processes_make_as_many_forward_passes(processes, micro):
+    for batch in range(processes, 40):
+        if micro == 1 and batch % processes:
+            continue  # refused
+        train = SimpleNamespace(batch_size=batch, micro_batch=micro)
+        parts = [micro_batches(train, rank, processes, even=True) for rank in range(processes)]
+        assert len({len(part) for part in parts}) == 1
+        assert [row for part in parts for rows in part for row in rows] == list(range(batch))
+        sizes = [len(rows) for part in parts for rows in part]
+        assert min(sizes) >= 1 and max(sizes) <= (micro or batch)
