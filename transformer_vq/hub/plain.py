@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+PAPER_BLOCK = 128
+
 
 class ConfigError(ValueError):
     """The user's input is wrong."""
@@ -119,6 +121,20 @@ class TransformerVQConfig(Settings):
     heads: int
     kv_heads: int | None
     cache: bool
+    block_len: int | str
+    gradients: str
+
+    @property
+    def block_length(self) -> int | None:
+        """L; None where it is speed alone and nobody set it."""
+        if self.block_len != "auto":
+            return int(self.block_len)
+        return PAPER_BLOCK if self.gradients == "block" else None
+
+    @property
+    def full_attention(self) -> bool:
+        """True when some layer keeps every key."""
+        return self.cache and any(isinstance(q, NoneConfig) for q in self.layer_quantizers())
 
     @property
     def key_value_heads(self) -> int:
