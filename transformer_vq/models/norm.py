@@ -16,7 +16,8 @@ EPSILON = 1e-6
 def rms_normalize(x: Tensor, scale: float = 1.0, eps: float = EPSILON) -> Tensor:
     """scale · x / sqrt(ε + mean(x²)) over the last axis: (..., D) -> (..., D) in x's dtype, within fp32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * scale).to(x.dtype)
+    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (wide * (inverse if scale == 1.0 else inverse * scale)).to(x.dtype)  # the scale on few numbers, not on all
 
 
 def prepared_norm(
