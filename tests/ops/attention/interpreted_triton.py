@@ -6,13 +6,19 @@ New memory is filled with NaN, so that what is forgotten shows.
 from __future__ import annotations
 
 import itertools
+import tempfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from attention_cases import attention_case, call, run
 from helpers import assert_same as same
 
+from transformer_vq.ops.attention import launch, op
+from transformer_vq.ops.attention import triton as fused
+from transformer_vq.ops.attention.arguments import Arguments
+from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.kernels import tiles
 from transformer_vq.ops.attention.kernels.tiles import Tile
 
@@ -77,12 +83,52 @@ def test_equals_the_definition_on_the_whole_grid(shape, sizes, rule):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("tile", [Tile(32, 16, 4), Tile(16, 32, 4)], ids=str)
+@pytest.mark.parametrize("tile", [Tile(32, 16, 4), Tile(16, 32, 4, split=False)], ids=str)
 @pytest.mark.parametrize("renewal", [16, 48])
 def test_tiles_do_not_show(monkeypatch, rule, tile, renewal):
     other = tiles.Tiles(*[tile] * 5, renewal=renewal, group=1)
     monkeypatch.setattr(tiles, "INTERPRETED", other)
     compare({"rotary": True, "segments": True}, (100, 8, 20), rule)
+
+
+@pytest.mark.parametrize("shape", [{"segments": True}, {"bias": "rows", "rotary": True}], ids=str)
+def test_one_loop_over_a_strip_gives_what_several_give(monkeypatch, shape):
+    monkeypatch.setattr(tiles, "INTERPRETED", tiles.Tiles(*[Tile(16, 16, 4, split=False)] * 5, renewal=16, group=2))
+    compare(shape, (37, 8, 9), RULES[0])
+
+
+def test_rows_more_than_2_to_the_31_entries_apart(monkeypatch):
+    """From one tile of 16 to the next. Memory that is only reserved: of 11 GB, the rows of q, k, v and dL/do exist."""
+    monkeypatch.setattr(torch.UntypedStorage, "copy_", lambda self, source, *_: self)  # the interpreter's, onto itself
+    far = 2**27
+    with tempfile.TemporaryFile() as file:
+        memory = np.memmap(file, dtype=np.float32, mode="w+", shape=(20 * far,))
+    case = attention_case(T=20, window=3, B=1, H=1, Hkv=1, dtype=torch.float32, rotary=False)
+    spread = {}
+    for place, (name, x) in enumerate((*case.tensors.items(), ("weights", case.weights))):
+        if name in ("q", "k_hat", "v", "weights"):
+            spread[name] = torch.from_numpy(memory)[16 * place :].as_strided(x.shape, (0, 0, far, 1)).copy_(x)
+    learn = {name: spread.pop(name).requires_grad_() for name in ("q", "k_hat", "v")}
+    plan, x = fused.layout(prepare(Arguments(**{**case.tensors, **learn}, **case.options)))
+    assert all(y.stride(2) == far >= 2**31 // 16 for y in (x.q, x.k, x.v))
+    o, lse = launch.attend(plan, *x)
+    dq, _, dk, _, dv, _ = launch.gradients(plan, *x, o, lse, spread["weights"])
+    want = run(case, "quadratic")
+    got = {"o": o, "dq": dq, "dk_hat": dk, "dv": dv}
+    assert_same({n: y.double() for n, y in got.items()}, {n: want[n].double() for n in got}, 1e-5)
+
+
+def test_a_training_step_walks_forward_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(launch, "attend", lambda *x, attend=launch.attend: calls.append(1) or attend(*x))
+    run(attention_case(), "triton")
+    assert len(calls) == 1
+
+
+def test_opcheck():
+    case = attention_case(bias=(1, 13), rotary=True, backend="triton")
+    values = op.flat(prepare(Arguments(**case.tensors, **case.options, **case.extra)).with_leaves())
+    torch.library.opcheck(op.attend_op._opoverload, (*values, True))
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float16, 1e-2)], ids=str)

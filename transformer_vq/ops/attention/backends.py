@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from transformer_vq.ops.attention import blockwise, flash, wide
+from transformer_vq.ops.attention import blockwise, flash, triton, wide
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.quadratic import quadratic
 from transformer_vq.ops.attention.recurrent import recurrent
-from transformer_vq.ops.attention.triton import triton_attention
 from transformer_vq.ops.resolve import resolve
 
 Backend = Callable[[Call], Tensor]
@@ -39,7 +38,7 @@ BACKENDS: dict[str, Backend] = {
     "quadratic": quadratic,
     "blockwise": TrainableBackend(blockwise.blockwise, blockwise.notes, blockwise.forward, blockwise.backward),
     "recurrent": recurrent,
-    "triton": triton_attention,
+    "triton": TrainableBackend(triton.triton_attention, triton.notes, triton.forward, triton.backward),
     "flash": TrainableBackend(flash.flash, flash.notes, flash.forward, flash.backward),
     "wide": TrainableBackend(wide.wide, wide.notes, wide.forward, wide.backward),
 }

@@ -17,9 +17,9 @@ from transformer_vq.ops.attention.kernels.keys import OWN, STRIP, WINDOW, keys_k
 from transformer_vq.ops.attention.kernels.plan import Plan
 from transformer_vq.ops.attention.kernels.prefix import scan_kernel, sums_kernel
 from transformer_vq.ops.attention.kernels.queries import queries_kernel
-from transformer_vq.ops.attention.kernels.rows import Rows, rows
 from transformer_vq.ops.attention.kernels.sweep import chain_kernel, sweep_kernel
 from transformer_vq.ops.attention.kernels.tiles import Tile
+from transformer_vq.ops.kernels.rows import Rows, rows
 
 SCRATCH = 2**26
 """Entries of the gradient of a bias that exist at once, where they are added up over rows or time: 256 MB."""
@@ -140,7 +140,8 @@ def attend(
     lse = torch.empty(B, H, T, dtype=shape.wide, device=q.device)
     forward_kernel[(tiles_of_queries(plan, T, tile.rows), H, B)](
         *common_arguments(plan, shape, cache, q, q_far, k, k_far, v, bias), rows(o), lse, T, plan.M, shape.S, shape.N,
-        C=plan.C, BM=tile.rows, BN=tile.columns, PAST=plan.past is not None, **shape.pairs, **options(tile),
+        C=plan.C, BM=tile.rows, BN=tile.columns, PAST=plan.past is not None, SPLIT=tile.split, **shape.pairs,
+        **options(tile),
     )  # fmt: skip
     return o, lse
 
@@ -176,7 +177,7 @@ def gradients(
         *shared[:5], plan.codes, shared[9], *shared[14:18], lse, rows(d_o), delta, R, carry,
         rows(dk), rows(dk if dk_far is None else dk_far), rows(dv), shape.T, plan.M, shape.S, shape.N, groups,
         C=plan.C, L=plan.L, U=plan.tiles.group, BM=tile.columns, BN=tile.rows, SWEPT=swept,
-        KLIVE=live[0].value, VLIVE=live[1].value, **shape.pairs, **options(tile),
+        KLIVE=live[0].value, VLIVE=live[1].value, SPLIT=tile.split, **shape.pairs, **options(tile),
     )  # fmt: skip
     return dq, dq_far, dk, dk_far, dv, d_bias
 
@@ -191,7 +192,8 @@ def queries(
     """
     tile, (B, H, T, M) = plan.tiles.queries, (shape.B, shape.H, shape.T, plan.M)
     count = tiles_of_queries(plan, T, tile.rows)
-    constants = {"C": plan.C, "BM": tile.rows, "BN": tile.columns, "PAST": plan.past is not None, **shape.pairs}
+    constants = {"C": plan.C, "BM": tile.rows, "BN": tile.columns, "PAST": plan.past is not None, "SPLIT": tile.split}
+    constants |= shape.pairs
 
     def launch(first: int, last: int, slice0: int, length: int, target: Tensor) -> None:
         queries_kernel[(last - first, H, B)](

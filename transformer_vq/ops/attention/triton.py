@@ -12,8 +12,7 @@ Oracle: quadratic.py.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -22,8 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.kernels.plan import Past, Plan
-from transformer_vq.ops.attention.kernels.tiles import Tiles, interpreted, tiles
+from transformer_vq.ops.attention.kernels.tiles import Tiles, tiles
 from transformer_vq.ops.attention.rotary import rotate
+from transformer_vq.ops.kernels.device import architecture, installed, interpreted
 from transformer_vq.ops.nearest import lookup
 
 WIDEST = 256
@@ -31,7 +31,7 @@ WIDEST = 256
 
 def refusal(device: torch.device | str) -> str | None:
     """Why the kernels cannot run on this device, in one line; None where they can."""
-    if find_spec("triton") is None:
+    if not installed():
         return "backend triton: triton is not installed; pip install triton, or take blockwise"
     kind = torch.device(device).type
     if kind == "cpu" and not interpreted():
@@ -47,7 +47,7 @@ def supports(call: Call) -> None:
     why = refusal(call.q.device)
     if why is None and max(K, V) > WIDEST:
         why = f"backend triton: keys and values are at most {WIDEST} wide, not K = {K}, V = {V}; take wide or blockwise"
-    dtype = common_dtype(call)
+    dtype = call.common_dtype
     on_cpu = call.q.device.type == "cpu"
     allowed = [torch.float16, torch.float32, torch.float64 if on_cpu else torch.bfloat16]
     if why is None and dtype not in allowed:
@@ -58,15 +58,72 @@ def supports(call: Call) -> None:
         raise ValueError(why)
 
 
-def common_dtype(call: Call) -> torch.dtype:
-    """What enters the products."""
-    return torch.promote_types(torch.promote_types(call.q.dtype, call.k_hat.dtype), call.v.dtype)
+class Inputs(NamedTuple):
+    """What gets gradient. `far` is how a pair beyond the window is seen; None: as inside it."""
+
+    q: Tensor
+    """(B, H, T, K)."""
+    q_far: Tensor | None
+    k: Tensor
+    """(B, Hkv, T, K)."""
+    k_far: Tensor | None
+    v: Tensor
+    """(B, Hkv, T, V)."""
+    bias: Tensor | None
+    """(B or 1, H, T or 1, M+1)."""
 
 
 def triton_attention(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V). Raises ValueError for what the kernels cannot do."""
+    plan, x = layout(call)
+    o: Tensor = TritonAttention.apply(plan, *x)
+    return by_group(o, call)
+
+
+def notes(call: Call) -> list[Tensor]:
+    """For the backward pass: the logsumexp, and o where v's type is not that of the products."""
+    B, Hkv, G, T, _ = call.q.shape
+    dtype = call.common_dtype
+    made = [call.v.new_empty(B, Hkv * G, T, dtype=torch.promote_types(dtype, torch.float32))]
+    return made if call.v.dtype == dtype else [*made, call.v.new_empty(B, Hkv, G, T, call.v.shape[3], dtype=dtype)]
+
+
+def forward(call: Call, notes: list[Tensor]) -> Tensor:
+    """`Call` -> o, and the notes filled."""
+    from transformer_vq.ops.attention.launch import attend
+
+    plan, x = layout(call)
+    o, lse = attend(plan, *x)
+    notes[0].copy_(lse)
+    o = by_group(o, call)
+    return notes[1].copy_(o) if len(notes) > 1 else o
+
+
+def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
+    """Gradients of `call.learned()`."""
+    from transformer_vq.ops.attention.launch import gradients
+
+    call = call.with_leaves()
+    with torch.enable_grad():
+        plan, x = layout(call)
+    o = notes[1] if len(notes) > 1 else o
+    o, d_o = (rearrange(y, "b h g t v -> b (h g) t v") for y in (o, d_o.to(o.dtype)))
+    fixed = Inputs(*(None if y is None else y.detach() for y in x))  # type: ignore[arg-type]
+    grads = gradients(plan, *fixed, o, notes[0], d_o)
+    pairs = [(y, g) for y, g in zip(x, grads, strict=True) if y is not None and y.requires_grad]
+    found = torch.autograd.grad([y for y, _ in pairs], call.learned(), [g for _, g in pairs], materialize_grads=True)
+    return list(found)
+
+
+def by_group(o: Tensor, call: Call) -> Tensor:
+    """(B, H, T, V) -> (B, Hkv, G, T, V)."""
+    return rearrange(o, "b (h g) t v -> b h g t v", h=call.v.shape[1])
+
+
+def layout(call: Call) -> tuple[Plan, Inputs]:
+    """What gets no gradient, and what does, in one type. Raises ValueError for what the kernels cannot do."""
     supports(call)
-    dtype, wide, M, T = common_dtype(call), call.wide_dtype, call.window, call.q.shape[3]
+    dtype, wide, M, T = call.common_dtype, call.wide_dtype, call.window, call.q.shape[3]
     q, k, v = (x.to(dtype) for x in (call.q, call.k_hat, call.v))
     q = rearrange(q, "b h g t k -> b (h g) t k")
     q_far = k_far = None
@@ -88,11 +145,7 @@ def triton_attention(call: Call) -> Tensor:
     if run is not None:  # does the first block see the state's cache?
         count = count * (run[:, :1, None] == 0)
     more = q_far is not None or call.bias is not None or run is not None or past is not None
-    arch = 0
-    if q.device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(q.device)
-        arch = 10 * major + minor
-    chosen = tiles(arch, q.shape[-1], v.shape[-1], dtype, more)
+    chosen = tiles(architecture(q.device), q.shape[-1], v.shape[-1], dtype, more)
     plan = Plan(
         codes=call.codes.contiguous(),
         codebook=call.codebook.to(dtype).contiguous(),
@@ -110,8 +163,7 @@ def triton_attention(call: Call) -> Tensor:
         tiles=chosen,
     )
     bias = None if call.bias is None else rearrange(call.bias, "b h g t m -> b (h g) t m")
-    o: Tensor = TritonAttention.apply(plan, q, q_far, k, k_far, v, bias)
-    return rearrange(o, "b (h g) t v -> b h g t v", h=k.shape[1])
+    return plan, Inputs(q, q_far, k, k_far, v, bias)
 
 
 def renewal(call: Call, chosen: Tiles) -> int:

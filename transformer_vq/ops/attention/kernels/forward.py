@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from transformer_vq.ops.attention.kernels.rows import LOG2E, load_rows, load_table, store_rows
 from transformer_vq.ops.attention.kernels.strip import BOTH, FAR, NEAR, parts, strip_logits, tile_of_queries
+from transformer_vq.ops.kernels.rows import LOG2E, load_rows, load_table, store_rows
 
 
 @triton.jit
@@ -33,18 +33,18 @@ def read_strip(
         if MASKED:
             k_run = tl.load(KRUN + run_at + shift + j, mask=j_ok, other=-3)
         if TWO and SIDE != NEAR:
-            k_far = load_rows(KeysFar, b, hk, shift, j, j_ok, K, BK)
+            k_far = load_rows(KeysFar, b, hk, shift + j0, j_ok, K, BK)
         if TWO and SIDE == FAR:
             k = k_far
         else:
-            k = load_rows(Keys, b, hk, shift, j, j_ok, K, BK)
+            k = load_rows(Keys, b, hk, shift + j0, j_ok, K, BK)
             if not TWO or SIDE == NEAR:
                 k_far = k
         x, _ = strip_logits(
             q, q_far, k, k_far, i, j, i_ok, j_ok, M, BIAS, bias_at, bias_t, q_run, k_run,
             SCALE, TWO, SIDE, CAUSAL, BIASED, MASKED, CACHE, PREC, ACC,
         )  # fmt: skip
-        v = load_rows(V, b, hk, shift, j, j_ok, VD, BV)
+        v = load_rows(V, b, hk, shift + j0, j_ok, VD, BV)
         acc, norm, top = take_in(acc, norm, top, x, v, PREC, ACC)
     return acc, norm, top
 
@@ -55,8 +55,8 @@ def forward_kernel(
     BIAS, bias_b, bias_h, bias_t, Out, LSE, T, M, S, N,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, VD: tl.constexpr, C: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SCALE: tl.constexpr, ROTARY: tl.constexpr,
-    PAST: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr, CACHE: tl.constexpr, PREC: tl.constexpr,
-    ACC: tl.constexpr,
+    PAST: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr, CACHE: tl.constexpr, SPLIT: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles, H, B) -> O (B, H, T, V) and LSE (B, H, T), in base 2.
 
@@ -70,14 +70,14 @@ def forward_kernel(
     n, first, stop = tile_of_queries(t, T, C, BM)
     i = first + tl.arange(0, BM)
     i_ok = i < stop
-    q = load_rows(Q, b, h, 0, i, i_ok, K, BK)
+    q = load_rows(Q, b, h, first, i_ok, K, BK)
     q_far = q
     if ROTARY:
-        q_far = load_rows(QFar, b, h, 0, i, i_ok, K, BK)
+        q_far = load_rows(QFar, b, h, first, i_ok, K, BK)
     q_run = tl.zeros([BM], tl.int32)
     if RUNS:
         q_run = tl.load(RUN + b * T + i, mask=i_ok, other=-2)
-    bias_at = b * bias_b + h * bias_h
+    bias_at = b * bias_b + h * bias_h + tl.cast(first, tl.int64) * bias_t
     acc = tl.zeros([BM, BV], ACC)
     norm = tl.zeros([BM], ACC)
     top = tl.full([BM], float("-inf"), ACC)
@@ -105,28 +105,35 @@ def forward_kernel(
         )  # fmt: skip
     begin = tl.maximum(begin, 0)
     WINDOWED: tl.constexpr = ROTARY or BIASED or not CACHE
-    far, both, near = parts(begin, first, stop - 1, M, BN, WINDOWED)
-    if WINDOWED:
-        if CACHE:
+    if SPLIT:
+        far, both, near = parts(begin, first, stop - 1, M, BN, WINDOWED)
+        if WINDOWED:
+            if CACHE:
+                acc, norm, top = read_strip(
+                    acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
+                    begin, far, M, BIAS, bias_at, bias_t,
+                    K, VD, BN, BK, BV, SCALE, ROTARY, FAR, False, BIASED, RUNS, CACHE, PREC, ACC,
+                )  # fmt: skip
             acc, norm, top = read_strip(
                 acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-                begin, far, M, BIAS, bias_at, bias_t,
-                K, VD, BN, BK, BV, SCALE, ROTARY, FAR, False, BIASED, RUNS, CACHE, PREC, ACC,
+                far, tl.minimum(both, stop), M, BIAS, bias_at, bias_t,
+                K, VD, BN, BK, BV, SCALE, ROTARY, BOTH, True, BIASED, RUNS, CACHE, PREC, ACC,
             )  # fmt: skip
         acc, norm, top = read_strip(
             acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-            far, tl.minimum(both, stop), M, BIAS, bias_at, bias_t,
-            K, VD, BN, BK, BV, SCALE, ROTARY, BOTH, True, BIASED, RUNS, CACHE, PREC, ACC,
+            both, near, M, BIAS, bias_at, bias_t,
+            K, VD, BN, BK, BV, SCALE, ROTARY, NEAR, False, BIASED, RUNS, CACHE, PREC, ACC,
         )  # fmt: skip
-    acc, norm, top = read_strip(
-        acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-        both, near, M, BIAS, bias_at, bias_t,
-        K, VD, BN, BK, BV, SCALE, ROTARY, NEAR, False, BIASED, RUNS, CACHE, PREC, ACC,
-    )  # fmt: skip
-    acc, norm, top = read_strip(
-        acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-        near, stop, M, BIAS, bias_at, bias_t,
-        K, VD, BN, BK, BV, SCALE, ROTARY, NEAR, True, BIASED, RUNS, CACHE, PREC, ACC,
-    )  # fmt: skip
-    store_rows(Out, b, h, 0, i, i_ok, acc / norm[:, None], VD, BV)
+        acc, norm, top = read_strip(
+            acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
+            near, stop, M, BIAS, bias_at, bias_t,
+            K, VD, BN, BK, BV, SCALE, ROTARY, NEAR, True, BIASED, RUNS, CACHE, PREC, ACC,
+        )  # fmt: skip
+    else:
+        acc, norm, top = read_strip(
+            acc, norm, top, q, q_far, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
+            begin, stop, M, BIAS, bias_at, bias_t,
+            K, VD, BN, BK, BV, SCALE, ROTARY, BOTH if WINDOWED else NEAR, True, BIASED, RUNS, CACHE, PREC, ACC,
+        )  # fmt: skip
+    store_rows(Out, b, h, first, i_ok, acc / norm[:, None], VD, BV)
     tl.store(LSE + (b * H + h) * T + i, top + tl.log2(norm), mask=i_ok)

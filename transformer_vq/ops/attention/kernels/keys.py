@@ -1,9 +1,9 @@
-"""Gradient of keys and values: what exact pairs send, then for each value what its code has swept up (sweep.py)."""
+"""Gradient of keys and values: for each value what its code has swept up (sweep.py), and what exact pairs send."""
 
 import triton
 import triton.language as tl
 
-from transformer_vq.ops.attention.kernels.rows import LOG2E, load_rows, store_rows
+from transformer_vq.ops.kernels.rows import LOG2E, load_rows, load_table, store_rows
 
 WINDOW, STRIP, OWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """Which exact pairs send gradient: those in the window | in the strip of the query's block | in the block itself."""
@@ -25,17 +25,19 @@ def push_queries(
     for i0 in range(begin, end, BM):
         i = i0 + tl.arange(0, BM)
         i_ok = i < T
-        q = load_rows(Q, b, h, 0, i, i_ok, K, BK)
+        q = load_rows(Q, b, h, i0, i_ok, K, BK)
         distance = i[None, :] - j[:, None]
         near = (distance >= 0) & (distance <= M)
         x = tl.dot(k, tl.trans(q), input_precision=PREC, out_dtype=ACC) * SCALE
         if ROTARY and not INSIDE:
-            q_far = load_rows(QFar, b, h, 0, i, i_ok, K, BK)
+            q_far = load_rows(QFar, b, h, i0, i_ok, K, BK)
             y = tl.dot(k_far, tl.trans(q_far), input_precision=PREC, out_dtype=ACC) * SCALE
             x = tl.where(near, x, y)
         if BIASED:
             mask = near & i_ok[None, :] & j_ok[:, None]
-            x += tl.load(BIAS + bias_at + (i[None, :] * bias_t + distance), mask=mask, other=0.0).to(ACC)
+            row = BIAS + bias_at + tl.cast(i0, tl.int64) * bias_t
+            at = row + (tl.arange(0, BM)[None, :] * bias_t + distance)
+            x += tl.load(at, mask=mask, other=0.0).to(ACC)
         lse = tl.load(LSE + bh * T + i, mask=i_ok, other=float("inf"))
         if not INSIDE:
             seen = (distance >= 0) & (j[:, None] >= i[None, :] // C * C - M)
@@ -47,7 +49,7 @@ def push_queries(
             x = tl.where(q_run[None, :] == k_run[:, None], x, float("-inf"))
         p = tl.exp2(x * LOG2E - lse[None, :])
         start = i[None, :] // L * L
-        do = load_rows(DO, b, h, 0, i, i_ok, VD, BV)
+        do = load_rows(DO, b, h, i0, i_ok, VD, BV)
         delta = tl.load(DELTA + bh * T + i, mask=i_ok, other=0.0)
         sent = p
         if VLIVE == WINDOW and not INSIDE:
@@ -76,7 +78,7 @@ def keys_kernel(
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, VD: tl.constexpr, C: tl.constexpr, L: tl.constexpr,
     U: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SCALE: tl.constexpr,
     ROTARY: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr, CACHE: tl.constexpr, SWEPT: tl.constexpr,
-    KLIVE: tl.constexpr, VLIVE: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
+    KLIVE: tl.constexpr, VLIVE: tl.constexpr, SPLIT: tl.constexpr, PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of BN keys, Hkv, B) -> DK, DKFar (B, Hkv, T, K) and DV (B, Hkv, T, V), for keys of this call.
 
@@ -88,17 +90,34 @@ def keys_kernel(
     first = u * BN
     j = first + tl.arange(0, BN)
     j_ok = j < T
-    k = load_rows(Keys, b, hk, 0, j, j_ok, K, BK)
-    k_far = k
-    if ROTARY:
-        k_far = load_rows(KeysFar, b, hk, 0, j, j_ok, K, BK)
-    v = load_rows(V, b, hk, 0, j, j_ok, VD, BV)
     k_run = j
     if RUNS:
         k_run = tl.load(RUN + b * T + j, mask=j_ok, other=-3)
+    dv = tl.zeros([BN, BV], ACC)
+    if SWEPT:  # first, while registers are free
+        enters = (j + M) // C + 1  # the first block that sees key j through the cache
+        live = j_ok & (enters < N)
+        group = enters // U
+        z = tl.load(CODES + bk * T + j, mask=j_ok, other=0).to(tl.int32)
+        flows = live
+        if RUNS:
+            document = tl.load(RUN + b * T + enters * C, mask=live, other=-4)
+            live = live & (document == k_run)
+            ahead = tl.minimum(group * U + U, N) - 1
+            flows = live & (tl.load(RUN + b * T + ahead * C, mask=live, other=-5) == document)
+            after = tl.minimum(ahead + 1, N - 1)
+            flows = flows & (tl.load(RUN + b * T + after * C, mask=live, other=-5) == document)
+        soonest = (first + M) // C + 1
+        dv += load_table(R, (bk * N + soonest) * S, (enters - soonest) * S + z, live, VD, BV)
+        soonest = soonest // U
+        dv += load_table(CARRY, (bk * groups + soonest) * S, (group - soonest) * S + z, flows, VD, BV)
+    k = load_rows(Keys, b, hk, first, j_ok, K, BK)
+    k_far = k
+    if ROTARY:
+        k_far = load_rows(KeysFar, b, hk, first, j_ok, K, BK)
+    v = load_rows(V, b, hk, first, j_ok, VD, BV)
     dk = tl.zeros([BN, BK], ACC)
     dk_far = dk
-    dv = tl.zeros([BN, BV], ACC)
 
     last = first + BN - 1
     end = last + M + 1
@@ -108,45 +127,30 @@ def keys_kernel(
         end = (last // L + 1) * L
     end = tl.minimum(end, T)
     inside = first + (BN - 1 + BM - 1) // BM * BM  # from here on no query precedes a key
-    beyond = inside + tl.maximum(first + M + 1 - inside, 0) // BM * BM
+    beyond = first
+    if SPLIT:
+        beyond = inside + tl.maximum(first + M + 1 - inside, 0) // BM * BM
     for g in range(0, G):
         h = hk * G + g
         bh = b * H + h
         bias_at = b * bias_b + h * bias_h
-        dk, dk_far, dv = push_queries(
-            dk, dk_far, dv, k, k_far, v, j, j_ok, k_run, Q, QFar, DO, LSE, DELTA, RUN, BIAS, bias_at, bias_t, b, h, bh,
-            first, tl.minimum(inside, end), T, M, K, VD, C, L, BM, BK, BV, SCALE,
-            False, ROTARY, BIASED, RUNS, CACHE, KLIVE, VLIVE, PREC, ACC,
-        )  # fmt: skip
-        dk, dk_far, dv = push_queries(
-            dk, dk_far, dv, k, k_far, v, j, j_ok, k_run, Q, QFar, DO, LSE, DELTA, RUN, BIAS, bias_at, bias_t, b, h, bh,
-            inside, tl.minimum(beyond, end), T, M, K, VD, C, L, BM, BK, BV, SCALE,
-            True, ROTARY, BIASED, RUNS, CACHE, KLIVE, VLIVE, PREC, ACC,
-        )  # fmt: skip
+        if SPLIT:
+            dk, dk_far, dv = push_queries(
+                dk, dk_far, dv, k, k_far, v, j, j_ok, k_run, Q, QFar, DO, LSE, DELTA, RUN, BIAS, bias_at, bias_t, b, h,
+                bh, first, tl.minimum(inside, end), T, M, K, VD, C, L, BM, BK, BV, SCALE,
+                False, ROTARY, BIASED, RUNS, CACHE, KLIVE, VLIVE, PREC, ACC,
+            )  # fmt: skip
+            dk, dk_far, dv = push_queries(
+                dk, dk_far, dv, k, k_far, v, j, j_ok, k_run, Q, QFar, DO, LSE, DELTA, RUN, BIAS, bias_at, bias_t, b, h,
+                bh, inside, tl.minimum(beyond, end), T, M, K, VD, C, L, BM, BK, BV, SCALE,
+                True, ROTARY, BIASED, RUNS, CACHE, KLIVE, VLIVE, PREC, ACC,
+            )  # fmt: skip
         dk, dk_far, dv = push_queries(
             dk, dk_far, dv, k, k_far, v, j, j_ok, k_run, Q, QFar, DO, LSE, DELTA, RUN, BIAS, bias_at, bias_t, b, h, bh,
             beyond, end, T, M, K, VD, C, L, BM, BK, BV, SCALE,
             False, ROTARY, BIASED, RUNS, CACHE, KLIVE, VLIVE, PREC, ACC,
         )  # fmt: skip
-    if SWEPT:
-        enters = (j + M) // C + 1  # the first block that sees key j through the cache
-        live = j_ok & (enters < N)
-        group = enters // U
-        z = tl.load(CODES + bk * T + j, mask=j_ok, other=0)
-        flows = live
-        if RUNS:
-            document = tl.load(RUN + b * T + enters * C, mask=live, other=-4)
-            live = live & (document == k_run)
-            ahead = tl.minimum(group * U + U, N) - 1
-            flows = live & (tl.load(RUN + b * T + ahead * C, mask=live, other=-5) == document)
-            after = tl.minimum(ahead + 1, N - 1)
-            flows = flows & (tl.load(RUN + b * T + after * C, mask=live, other=-5) == document)
-        d = tl.arange(0, BV)
-        row = (bk * N + enters) * S + z
-        dv += tl.load(R + row[:, None] * VD + d[None, :], mask=live[:, None] & (d[None, :] < VD), other=0.0)
-        row = (bk * groups + group) * S + z
-        dv += tl.load(CARRY + row[:, None] * VD + d[None, :], mask=flows[:, None] & (d[None, :] < VD), other=0.0)
-    store_rows(DK, b, hk, 0, j, j_ok, dk * SCALE, K, BK)
+    store_rows(DK, b, hk, first, j_ok, dk * SCALE, K, BK)
     if ROTARY:
-        store_rows(DKFar, b, hk, 0, j, j_ok, dk_far * SCALE, K, BK)
-    store_rows(DV, b, hk, 0, j, j_ok, dv, VD, BV)
+        store_rows(DKFar, b, hk, first, j_ok, dk_far * SCALE, K, BK)
+    store_rows(DV, b, hk, first, j_ok, dv, VD, BV)

@@ -7,7 +7,7 @@ entries; `scan` runs over the blocks. What belongs to another document than the 
 import triton
 import triton.language as tl
 
-from transformer_vq.ops.attention.kernels.rows import load_rows, load_table, store_table
+from transformer_vq.ops.kernels.rows import load_rows, load_table, store_table
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def add_by_code(
             run = tl.load(VISIBLE + visible_at + shift + j, mask=ok, other=-3)
             z = tl.where(run == following, z, -1)
         hot = s[:, None] == z[None, :]
-        v = load_rows(V, b, hk, shift, j, ok, VD, BV)
+        v = load_rows(V, b, hk, shift + j0, ok, VD, BV)
         total = tl.dot(hot.to(v.dtype), v, total, out_dtype=ACC, input_precision=PREC)
         count += tl.sum(hot.to(ACC), 1)
     return count, total

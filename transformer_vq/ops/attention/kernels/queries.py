@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from transformer_vq.ops.attention.kernels.rows import LOG2E, load_rows, load_table, store_rows
 from transformer_vq.ops.attention.kernels.strip import BOTH, FAR, NEAR, parts, strip_logits, tile_of_queries
+from transformer_vq.ops.kernels.rows import LOG2E, load_rows, load_table, store_rows
 
 
 @triton.jit
@@ -23,22 +23,23 @@ def pull_strip(
         if MASKED:
             k_run = tl.load(KRUN + run_at + shift + j, mask=j_ok, other=-3)
         if TWO and SIDE != NEAR:
-            k_far = load_rows(KeysFar, b, hk, shift, j, j_ok, K, BK)
+            k_far = load_rows(KeysFar, b, hk, shift + j0, j_ok, K, BK)
         if TWO and SIDE == FAR:
             k = k_far
         else:
-            k = load_rows(Keys, b, hk, shift, j, j_ok, K, BK)
+            k = load_rows(Keys, b, hk, shift + j0, j_ok, K, BK)
             if not TWO or SIDE == NEAR:
                 k_far = k
         x, near = strip_logits(
             q, q_far, k, k_far, i, j, i_ok, j_ok, M, BIAS, bias_at, bias_t, q_run, k_run,
             SCALE, TWO, SIDE, CAUSAL, BIASED, MASKED, CACHE, PREC, ACC,
         )  # fmt: skip
-        v = load_rows(V, b, hk, shift, j, j_ok, VD, BV)
+        v = load_rows(V, b, hk, shift + j0, j_ok, VD, BV)
         ds = tl.dot(do, tl.trans(v), input_precision=PREC, out_dtype=ACC) - delta[:, None]
         ds = tl.exp2(x - lse[:, None]) * ds
         if BIASED and SIDE != FAR:
-            at = DBIAS + dbias_at + (i[:, None] * (M + 1) + i[:, None] - j[None, :])
+            row = tl.arange(0, i.shape[0])[:, None] * (M + 1)
+            at = DBIAS + dbias_at + (row + i[:, None] - j[None, :])
             tl.store(at, ds.to(DBIAS.dtype.element_ty), mask=near & i_ok[:, None] & j_ok[None, :])
         if TWO and SIDE == BOTH:
             inside, beyond = tl.where(near, ds, 0.0).to(k.dtype), tl.where(near, 0.0, ds).to(k.dtype)
@@ -60,8 +61,8 @@ def queries_kernel(
     BIAS, bias_b, bias_h, bias_t, Out, LSE, DO, DELTA, DQ, DQFar, DBIAS, T, M, S, N, tile0, slice0, slice_len,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, VD: tl.constexpr, C: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SCALE: tl.constexpr, ROTARY: tl.constexpr,
-    PAST: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr, CACHE: tl.constexpr, PREC: tl.constexpr,
-    ACC: tl.constexpr,
+    PAST: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr, CACHE: tl.constexpr, SPLIT: tl.constexpr,
+    PREC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles, H, B), from tile `tile0` -> DQ, DQFar (B, H, T, K) and DELTA (B, H, T); arguments as in forward.py.
 
@@ -74,20 +75,20 @@ def queries_kernel(
     n, first, stop = tile_of_queries(t, T, C, BM)
     i = first + tl.arange(0, BM)
     i_ok = i < stop
-    q = load_rows(Q, b, h, 0, i, i_ok, K, BK)
+    q = load_rows(Q, b, h, first, i_ok, K, BK)
     q_far = q
     if ROTARY:
-        q_far = load_rows(QFar, b, h, 0, i, i_ok, K, BK)
+        q_far = load_rows(QFar, b, h, first, i_ok, K, BK)
     q_run = tl.zeros([BM], tl.int32)
     if RUNS:
         q_run = tl.load(RUN + b * T + i, mask=i_ok, other=-2)
-    do = load_rows(DO, b, h, 0, i, i_ok, VD, BV)
-    o = load_rows(Out, b, h, 0, i, i_ok, VD, BV)
+    do = load_rows(DO, b, h, first, i_ok, VD, BV)
+    o = load_rows(Out, b, h, first, i_ok, VD, BV)
     delta = tl.sum(do.to(ACC) * o.to(ACC), 1)
     tl.store(DELTA + (b * H + h) * T + i, delta, mask=i_ok)
     lse = tl.load(LSE + (b * H + h) * T + i, mask=i_ok, other=float("inf"))
-    bias_at = b * bias_b + h * bias_h
-    dbias_at = ((b * H + h) * slice_len - slice0) * (M + 1)
+    bias_at = b * bias_b + h * bias_h + tl.cast(first, tl.int64) * bias_t
+    dbias_at = ((b * H + h) * slice_len + first - slice0) * (M + 1)
     dq = tl.zeros([BM, BK], ACC)
     dq_far = dq
 
@@ -119,29 +120,36 @@ def queries_kernel(
         )  # fmt: skip
     begin = tl.maximum(begin, 0)
     WINDOWED: tl.constexpr = ROTARY or BIASED or not CACHE
-    far, both, near = parts(begin, first, stop - 1, M, BN, WINDOWED)
-    if WINDOWED:
-        if CACHE:
+    if SPLIT:
+        far, both, near = parts(begin, first, stop - 1, M, BN, WINDOWED)
+        if WINDOWED:
+            if CACHE:
+                dq, dq_far = pull_strip(
+                    dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
+                    begin, far, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
+                    K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, FAR, False, BIASED, RUNS, CACHE, PREC, ACC,
+                )  # fmt: skip
             dq, dq_far = pull_strip(
                 dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-                begin, far, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
-                K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, FAR, False, BIASED, RUNS, CACHE, PREC, ACC,
+                far, tl.minimum(both, stop), M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
+                K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, BOTH, True, BIASED, RUNS, CACHE, PREC, ACC,
             )  # fmt: skip
         dq, dq_far = pull_strip(
             dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-            far, tl.minimum(both, stop), M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
-            K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, BOTH, True, BIASED, RUNS, CACHE, PREC, ACC,
+            both, near, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
+            K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, NEAR, False, BIASED, RUNS, CACHE, PREC, ACC,
         )  # fmt: skip
-    dq, dq_far = pull_strip(
-        dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-        both, near, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
-        K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, NEAR, False, BIASED, RUNS, CACHE, PREC, ACC,
-    )  # fmt: skip
-    dq, dq_far = pull_strip(
-        dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
-        near, stop, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
-        K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, NEAR, True, BIASED, RUNS, CACHE, PREC, ACC,
-    )  # fmt: skip
-    store_rows(DQ, b, h, 0, i, i_ok, dq * SCALE, K, BK)
+        dq, dq_far = pull_strip(
+            dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
+            near, stop, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
+            K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, NEAR, True, BIASED, RUNS, CACHE, PREC, ACC,
+        )  # fmt: skip
+    else:
+        dq, dq_far = pull_strip(
+            dq, dq_far, q, q_far, do, lse, delta, Keys, KeysFar, V, RUN, b * T, 0, b, hk, i, i_ok, q_run,
+            begin, stop, M, BIAS, bias_at, bias_t, DBIAS, dbias_at,
+            K, VD, BN, BK, BV, SCALE, ROTARY, ROTARY, BOTH if WINDOWED else NEAR, True, BIASED, RUNS, CACHE, PREC, ACC,
+        )  # fmt: skip
+    store_rows(DQ, b, h, first, i_ok, dq * SCALE, K, BK)
     if ROTARY:
-        store_rows(DQFar, b, h, 0, i, i_ok, dq_far * SCALE, K, BK)
+        store_rows(DQFar, b, h, first, i_ok, dq_far * SCALE, K, BK)

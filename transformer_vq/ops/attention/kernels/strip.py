@@ -13,7 +13,7 @@ Where the window makes no difference (no bias, no rotation, a cache behind it) a
 import triton
 import triton.language as tl
 
-from transformer_vq.ops.attention.kernels.rows import LOG2E
+from transformer_vq.ops.kernels.rows import LOG2E
 
 FAR, BOTH, NEAR = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -45,7 +45,8 @@ def strip_logits(
 ):  # fmt: skip
     """Base-2 logits of queries i (rows) and keys j (columns), −inf where unseen; and which pairs are in the window.
 
-    TWO: pairs beyond the window are q_far·k_far. MASKED: documents q_run and k_run must agree.
+    TWO: pairs beyond the window are q_far·k_far. MASKED: documents q_run and k_run must agree. bias_at: where the bias
+    of the first query begins.
     """
     distance = i[:, None] - j[None, :]
     near = (distance >= 0) & (distance <= M)
@@ -58,7 +59,8 @@ def strip_logits(
             x = tl.where(near, x, y)
     if BIASED and SIDE != FAR:
         mask = near & i_ok[:, None] & j_ok[None, :]
-        x += tl.load(BIAS + bias_at + (i[:, None] * bias_t + distance), mask=mask, other=0.0).to(ACC)
+        row = tl.arange(0, i.shape[0])[:, None] * bias_t
+        x += tl.load(BIAS + bias_at + (row + distance), mask=mask, other=0.0).to(ACC)
     x *= LOG2E
     if CAUSAL:
         x = tl.where((distance >= 0) & j_ok[None, :], x, float("-inf"))

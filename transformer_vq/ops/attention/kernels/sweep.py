@@ -9,7 +9,7 @@ groups into an earlier one is added up by `chain`. A sum ends where the document
 import triton
 import triton.language as tl
 
-from transformer_vq.ops.attention.kernels.rows import LOG2E, load_rows, load_table, store_table
+from transformer_vq.ops.kernels.rows import LOG2E, load_rows, load_table, store_table
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -48,13 +48,13 @@ def sweep_kernel(
             for i0 in range(n * C, tl.minimum(n * C + C, T), BM):
                 i = i0 + tl.arange(0, BM)
                 i_ok = i < tl.minimum(n * C + C, T)
-                q = load_rows(QFar, b, h, 0, i, i_ok, K, BK)
+                q = load_rows(QFar, b, h, i0, i_ok, K, BK)
                 lse = tl.load(LSE + (b * H + h) * T + i, mask=i_ok, other=float("inf"))
                 x = tl.dot(c, tl.trans(q), input_precision=PREC, out_dtype=ACC) * (SCALE * LOG2E)
                 w = tl.where(filled[:, None], tl.exp2(x - lse[None, :]), 0.0)  # an empty code's may overflow
                 if RUNS:
                     w = tl.where((tl.load(RUN + b * T + i, mask=i_ok, other=-2) == document)[None, :], w, 0.0)
-                do = load_rows(DO, b, h, 0, i, i_ok, VD, BV)
+                do = load_rows(DO, b, h, i0, i_ok, VD, BV)
                 r = tl.dot(w.to(do.dtype), do, r, input_precision=PREC, out_dtype=ACC)
         entered = tl.load(ADDN + (bk * N + n - 1) * S + s, mask=ok & (n > 0), other=0.0) > 0
         store_table(R, (bk * N + n) * S, s, ok & entered, r, VD, BV)

@@ -5,10 +5,11 @@ Entries follow what a prototype compiled to for sm_80 and sm_90 without spills; 
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
+
+from transformer_vq.ops.kernels.device import interpreted
 
 
 class Tile(NamedTuple):
@@ -18,6 +19,8 @@ class Tile(NamedTuple):
     columns: int
     warps: int
     stages: int = 2
+    split: bool = True
+    """Loops of their own for the parts of a strip. They need fewer operations, and more registers."""
 
 
 class Tiles(NamedTuple):
@@ -39,38 +42,37 @@ class Tiles(NamedTuple):
     """Blocks that one program of the sweep walks through."""
 
 
-SUMS = Tile(64, 64, 4, 3)
-NARROW = Tile(64, 32, 4)
+def whole(rows: int, columns: int, warps: int) -> Tile:
+    """A tile whose strip is one loop."""
+    return Tile(rows, columns, warps, split=False)
+
+
+SUMS, WIDE_SUMS = Tile(64, 64, 4), Tile(64, 32, 8)
 INTERPRETED = Tiles(*[Tile(16, 16, 4)] * 5, renewal=512, group=8)
 """Of the interpreter, where only the number of steps counts."""
 
 PLAIN = {
     (90, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(128, 64, 8)),
-    (90, 128): Tiles(Tile(128, 64, 8), Tile(128, 64, 8), Tile(128, 32, 8, 3), SUMS, Tile(128, 64, 8)),
-    (90, 256): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(64, 16, 8), SUMS, Tile(64, 64, 8)),
+    (90, 128): Tiles(Tile(128, 64, 8), Tile(128, 64, 8), whole(128, 32, 8), WIDE_SUMS, Tile(128, 64, 8)),
+    (90, 256): Tiles(whole(128, 32, 8), whole(128, 32, 8), whole(32, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
     (80, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(64, 64, 4)),
-    (80, 128): Tiles(Tile(128, 32, 8), Tile(64, 64, 8), Tile(64, 64, 8), SUMS, Tile(64, 64, 4)),
-    (80, 256): Tiles(Tile(64, 32, 4), Tile(64, 64, 8), Tile(64, 64, 8), SUMS, Tile(64, 32, 8)),
+    (80, 128): Tiles(Tile(128, 32, 8), Tile(64, 64, 8), Tile(64, 64, 8), WIDE_SUMS, Tile(64, 64, 8)),
+    (80, 256): Tiles(whole(64, 32, 8), whole(64, 32, 8), whole(64, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
 }
 """(architecture, width): without positions, documents and carried keys, 16-bit tensors."""
 
 MORE = {
-    (90, 64): PLAIN[90, 64],
-    (90, 128): PLAIN[90, 128]._replace(forward=Tile(128, 32, 8), queries=Tile(64, 32, 8), keys=Tile(128, 32, 8)),
-    (90, 256): PLAIN[90, 256]._replace(forward=Tile(64, 32, 8), queries=Tile(64, 16, 8), keys=Tile(64, 16, 8)),
+    (90, 64): PLAIN[90, 64]._replace(forward=Tile(128, 32, 8)),
+    (90, 128): PLAIN[90, 128]._replace(forward=whole(128, 32, 8), queries=whole(64, 32, 8), keys=whole(64, 32, 8)),
+    (90, 256): PLAIN[90, 256]._replace(forward=whole(64, 32, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
     (80, 64): PLAIN[80, 64],
-    (80, 128): PLAIN[80, 128]._replace(forward=Tile(64, 32, 8), queries=Tile(64, 32, 8), keys=Tile(64, 32, 4)),
-    (80, 256): PLAIN[80, 256]._replace(forward=Tile(64, 32, 8), queries=Tile(64, 16, 8), keys=Tile(64, 16, 8)),
+    (80, 128): PLAIN[80, 128]._replace(forward=whole(64, 32, 8), queries=whole(64, 32, 8), keys=whole(64, 32, 8)),
+    (80, 256): PLAIN[80, 256]._replace(forward=whole(32, 32, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
 }
 """The same with any of them: more tensors at once."""
 
 SINGLE = Tiles(*[Tile(32, 32, 8, 1)] * 3, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1))
 """fp32 tensors, whatever the widths."""
-
-
-def interpreted() -> bool:
-    """Whether kernels run on the CPU: TRITON_INTERPRET=1 was set before triton came."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def tiles(arch: int, K: int, V: int, dtype: torch.dtype, more: bool) -> Tiles:

@@ -26,25 +26,26 @@ def rows(x: Tensor) -> Rows:
 
 
 @triton.jit
-def load_rows(X, b, h, first, index, ok, D: tl.constexpr, BD: tl.constexpr):
-    """(len(index), BD) rows first+index of head h of batch row b; zeros where not ok and past D.
+def load_rows(X, b, h, start, ok, D: tl.constexpr, BD: tl.constexpr):
+    """(len(ok), BD) rows start, start+1, … of head h of batch row b; zeros where not ok and past D.
 
-    b and h are int64: one 64-bit base and 32-bit offsets need fewer registers than 64-bit offsets.
+    b and h are int64, and so is what leads to the first row: a tensor may have more than 2³¹ entries. From there on 32
+    bits reach far enough, and need fewer registers.
     """
-    d = tl.arange(0, BD)
-    base = X.at + b * X.b + h * X.h + first * tl.cast(X.t, tl.int64)
+    d, t = tl.arange(0, BD), tl.arange(0, ok.shape[0])
+    base = X.at + b * X.b + h * X.h + tl.cast(start, tl.int64) * X.t
     if BD == D:
-        return tl.load(base + (index[:, None] * X.t + d[None, :]), mask=ok[:, None], other=0.0)
-    return tl.load(base + (index[:, None] * X.t + d[None, :]), mask=ok[:, None] & (d[None, :] < D), other=0.0)
+        return tl.load(base + (t[:, None] * X.t + d[None, :]), mask=ok[:, None], other=0.0)
+    return tl.load(base + (t[:, None] * X.t + d[None, :]), mask=ok[:, None] & (d[None, :] < D), other=0.0)
 
 
 @triton.jit
-def store_rows(X, b, h, first, index, ok, x, D: tl.constexpr, BD: tl.constexpr):
+def store_rows(X, b, h, start, ok, x, D: tl.constexpr, BD: tl.constexpr):
     """The inverse, in the type of X."""
-    d = tl.arange(0, BD)
-    base = X.at + b * X.b + h * X.h + first * tl.cast(X.t, tl.int64)
+    d, t = tl.arange(0, BD), tl.arange(0, ok.shape[0])
+    base = X.at + b * X.b + h * X.h + tl.cast(start, tl.int64) * X.t
     mask = ok[:, None] & (d[None, :] < D)
-    tl.store(base + (index[:, None] * X.t + d[None, :]), x.to(X.at.dtype.element_ty), mask=mask)
+    tl.store(base + (t[:, None] * X.t + d[None, :]), x.to(X.at.dtype.element_ty), mask=mask)
 
 
 @triton.jit
