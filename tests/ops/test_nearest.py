@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpret import interpret
 
 from transformer_vq.ops import nearest
 from transformer_vq.ops.nearest import lookup, nearest_code
@@ -127,3 +128,38 @@ def test_shapes_must_agree(k, codebook, message):
 def test_unknown_metric():
     with pytest.raises(ValueError, match="euclidean or cosine"):
         nearest_code(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2), "dot")
+
+
+@pytest.mark.timeout(900)
+def test_the_fused_kernel_equals_the_definition_under_the_interpreter():
+    interpret("ops/interpreted_nearest.py", timeout=890)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("arch", "K", "dtype"),
+    [
+        (90, 128, torch.bfloat16),
+        *(
+            pytest.param(arch, K, dtype, marks=pytest.mark.slow)
+            for arch in (80, 90, 100)
+            for K in (64, 128, 256)
+            for dtype in (torch.bfloat16, torch.float32)
+        ),
+    ],
+    ids=str,
+)
+def test_the_fused_kernel_fits_the_device(monkeypatch, arch, K, dtype):
+    pytest.importorskip("triton")
+    from ops.attention.compiled import as_row, launches, show
+
+    from transformer_vq.ops.kernels import nearest as fused
+
+    monkeypatch.setattr(fused, "architecture", lambda device: arch)
+    k = torch.empty(2, 300, 8, K, dtype=dtype, device="meta").transpose(1, 2)
+    with launches(arch) as made:
+        codes = fused.nearest(k, *(torch.empty(shape, device="meta") for shape in ((8, 512, K), (8, 512), (8,))))
+    assert codes.shape == (2, 8, 300)
+    (row,) = [as_row(*launch) for launch in made]
+    print(show(row, arch))
+    assert not row.faults(arch), show(row, arch)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transformer_vq.ops.kernels.device import usable
 from transformer_vq.ops.numerics import full_precision, largest_entry, wide_dtype
 
 ALIVE = 2**22  # distances that exist at once, in a chunk of keys
+FUSED = 256  # widest keys of the fused kernel, where there is a GPU
 
 
 def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
@@ -36,8 +38,10 @@ def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tens
 @torch.library.custom_op("transformer_vq::nearest_code", mutates_args=())
 def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """Opaque to the compiler, which would unroll the loops and could not hold the precision."""
-    B, H, T, _ = k.shape
+    B, H, T, K = k.shape
     wide = wide_dtype(k, codebook)
+    if wide == torch.float32 and K <= FUSED and usable(k.device):
+        return _fused(k, codebook, metric)
     codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
     chunk = max(1, ALIVE // codebook.shape[1])
     batch = max(1, chunk // max(1, T))  # rows of the batch that make one chunk
@@ -55,6 +59,14 @@ def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
 @_nearest_code.register_fake
 def _(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return k.new_empty(k.shape[:3], dtype=torch.int64)
+
+
+def _fused(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """The same in one kernel, whose products lose no more than fp32 ones do."""
+    from transformer_vq.ops.kernels.nearest import nearest  # imports triton
+
+    tables = [_comparable_rows(rows, metric) for rows in codebook.float()]
+    return nearest(k, *(torch.stack(parts) for parts in zip(*tables, strict=True)))
 
 
 def lookup(codebook: Tensor, codes: Tensor) -> Tensor:
