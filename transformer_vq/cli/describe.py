@@ -34,9 +34,9 @@ def facts(settings: RunConfig) -> dict[str, Any]:
     """What `models.describe` finds at the training length, the backend and why, and the model's settings."""
     import torch
 
+    from transformer_vq.models.describe import attention_backend
     from transformer_vq.models.describe import describe as describe_model
     from transformer_vq.models.names import check_names
-    from transformer_vq.ops.attention import resolve_backend
 
     model = settings.model
     check_names(model)
@@ -44,7 +44,7 @@ def facts(settings: RunConfig) -> dict[str, Any]:
         model = model.model_copy(update={"vocab_size": vocabulary(settings.data.tokenizer)})
     found = describe_model(model, settings.train.seq_len)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, reason = resolve_backend(model.backend, device, settings.train.seq_len)
+    name, reason = attention_backend(model, device, settings.train.seq_len, settings.train.precision)
     found["backend"] = {"name": name, "reason": reason, "device": device}
     length, why = block_length(model, device)
     found["block_len"] = {"length": length, "reason": why}

@@ -25,7 +25,10 @@ import torch
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.attention import VQAttention
 from transformer_vq.models.language_model import TransformerVQ
-from transformer_vq.ops.attention import AttentionState, FullState, initial_state
+from transformer_vq.ops.attention import AttentionState, FullState, initial_state, resolve_backend
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""What attention gets, by `train.precision`."""
 
 
 def describe(config: TransformerVQConfig, length: int) -> dict[str, Any]:
@@ -66,6 +69,13 @@ def describe(config: TransformerVQConfig, length: int) -> dict[str, Any]:
         "state_grows": any(layer["state_grows"] for layer in layers),
         "length": length,
     }
+
+
+def attention_backend(
+    config: TransformerVQConfig, device: torch.device | str, length: int, precision: str
+) -> tuple[str, str]:
+    """The backend of training on `length` tokens in `train.precision`, and why."""
+    return resolve_backend(config.backend, device, length, config.key_dim, config.value_dim, DTYPES[precision])
 
 
 def keeps_every_key(layer: VQAttention) -> bool:

@@ -30,9 +30,9 @@ from transformer_vq.data import (
 from transformer_vq.data.tokenizers import FILE, Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.attention import VQAttention
-from transformer_vq.models.describe import describe
+from transformer_vq.models.describe import attention_backend, describe
 from transformer_vq.models.names import check_names
-from transformer_vq.ops.attention import AttentionState, FullState, resolve_backend
+from transformer_vq.ops.attention import AttentionState, FullState
 from transformer_vq.quantizers import Quantizer
 from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
@@ -81,7 +81,7 @@ class LanguageTask(Task):
         grows = (
             f" after {length:,} tokens; it grows with the text" if found["state_grows"] else ", however long the text"
         )
-        backend, reason = resolve_backend(model.backend, self.device, length)
+        backend, reason = attention_backend(model, self.device, length, self.config.train.precision)
         return {
             "data": self.mixture.describe(),
             "model": f"{model.layers} {model.block} layers of width {model.width}, {found['parameters']:,} parameters",

@@ -10,19 +10,52 @@ from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import BACKENDS, resolve_backend
 from transformer_vq.ops.attention.arguments import Arguments
 from transformer_vq.ops.attention.call import prepare
+from transformer_vq.ops.attention.choice import Look, choose
 
 
 def test_auto_says_what_it_takes_and_why():
-    chosen = {T: resolve_backend("auto", "cpu", T) for T in (1, 16, 4096)}
+    chosen = {T: resolve_backend("auto", "cpu", T, 4, 3) for T in (1, 16, 4096)}
     assert {T: name for T, (name, _) in chosen.items()} == {1: "recurrent", 16: "quadratic", 4096: "blockwise"}
     assert all(reason for _, reason in chosen.values())
-    assert resolve_backend("recurrent", torch.device("cpu"), 4096)[0] == "recurrent"
+    assert resolve_backend("recurrent", torch.device("cpu"), 4096, 4, 3)[0] == "recurrent"
+
+
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("T", "K", "V", "dtype", "arch", "triton", "name", "why"),
+    [
+        (1, 128, 128, BF16, 90, True, "recurrent", "one token"),
+        (32, 128, 128, BF16, 90, True, "quadratic", "at most 32"),
+        (33, 128, 128, BF16, 90, True, "triton", "bf16"),
+        (4096, 256, 256, FP16, 80, True, "triton", "fp16"),
+        (4096, 128, 1536, BF16, 90, True, "wide", "1536 wide"),
+        (4096, 128, 1536, BF16, 90, False, "wide", "1536 wide"),
+        (4096, 512, 128, BF16, 90, True, "blockwise", "keys are 512 wide"),
+        (4096, 64, 64, FP32, 90, True, "triton", "fp32 up to 64 wide"),
+        (4096, 64, 64, FP32, 80, True, "blockwise", "registers"),
+        (4096, 64, 65, FP32, 90, True, "blockwise", "registers"),
+        (4096, 64, 1536, FP32, 90, True, "blockwise", "registers"),
+        (4096, 64, 64, FP64, 90, True, "blockwise", "do not take fp64"),
+        (4096, 128, 128, BF16, 90, False, "blockwise", "Triton is not installed"),
+        (4096, 64, 64, FP32, 90, False, "blockwise", "Triton is not installed"),
+    ],
+)
+def test_auto_on_a_gpu(T, K, V, dtype, arch, triton, name, why):
+    found, reason = choose(Look("cuda", T, K, V, dtype, arch, triton))
+    assert found == name and found in BACKENDS and why in reason and "\n" not in reason
+
+
+def test_auto_without_a_gpu_never_takes_kernels():
+    for dtype in (BF16, FP32, FP64):
+        assert choose(Look("cpu", 4096, 64, 64, dtype, triton=True))[0] == "blockwise"
 
 
 def test_auto_gives_what_the_chosen_one_gives():
     for T in (1, 16, 200):
         case = attention_case(T=T)
-        name, _ = resolve_backend("auto", "cpu", T)
+        name, _ = resolve_backend("auto", "cpu", T, 4, 3)
         assert torch.equal(call(case)[0], call(case, backend=name)[0])
 
 

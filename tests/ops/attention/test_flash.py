@@ -123,10 +123,10 @@ def test_what_it_cannot_do_is_refused_in_one_line(shape, says):
 def test_where_there_is_no_kernel_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(flash, "provider", lambda device: None)
     with pytest.raises(ValueError, match=r"pip install 'transformer-vq\[flash\]'"):
-        resolve_backend("flash", "cuda", 9)
+        resolve_backend("flash", "cuda", 9, 4, 3)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="tensors are on meta"):
-        resolve_backend("flash", "meta", 9)
+        resolve_backend("flash", "meta", 9, 4, 3)
 
 
 def test_a_model_with_a_bias_is_refused_before_it_is_made():
@@ -136,7 +136,9 @@ def test_a_model_with_a_bias_is_refused_before_it_is_made():
 
 
 def test_auto_never_takes_it():
-    assert all(resolve_backend("auto", device, T)[0] != "flash" for device in ("cpu", "cuda") for T in (1, 20, 9000))
+    assert all(
+        resolve_backend("auto", device, T, 64, 64)[0] != "flash" for device in ("cpu", "cuda") for T in (1, 20, 9000)
+    )
 
 
 def tensors(dtype=torch.float64) -> tuple[Tensor, ...]:

@@ -12,14 +12,14 @@ from transformer_vq.ops.attention import flash, triton
 from transformer_vq.ops.attention.arguments import Arguments, taking
 from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.carry import next_state
+from transformer_vq.ops.attention.choice import Look, choose
 from transformer_vq.ops.attention.op import attend
 from transformer_vq.ops.attention.padding import pick, real_first
 from transformer_vq.ops.attention.state import AttentionState
+from transformer_vq.ops.kernels.device import architecture, installed
 
 REFUSALS = {"flash": flash.refusal, "triton": triton.refusal}
 """Device -> why it cannot be the backend there, or None."""
-SHORT = 32
-"""Up to this many tokens the quadratic form is taken: at 16 it needs 0.7 of block-wise time, at 64 already 1.1."""
 
 
 @taking(Arguments)
@@ -54,7 +54,8 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     """
     with torch.autocast(x.q.device.type, enabled=False):
         call = prepare(x)
-        name, _ = resolve_backend(x.backend, x.q.device, x.q.shape[2])
+        K, V = x.q.shape[3], x.v.shape[3]
+        name, _ = resolve_backend(x.backend, x.q.device, x.q.shape[2], K, V, call.common_dtype)
         o = attend(replace(call, backend=name)) if x.q.shape[2] else x.v.new_zeros(*call.q.shape[:4], x.v.shape[3])
         o = rearrange(o, "b h g t v -> b (h g) t v")
         if x.mask is not None:
@@ -63,17 +64,24 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
         return o, next_state(call)
 
 
-def resolve_backend(name: str, device: torch.device | str, T: int) -> tuple[str, str]:
+def resolve_backend(
+    name: str, device: torch.device | str, T: int, K: int, V: int, dtype: torch.dtype = torch.float32
+) -> tuple[str, str]:
     """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word.
 
+    K, V: widths of keys and values; dtype: the widest of queries, keys and values.
     Raises ValueError, in one line, where it cannot run on this device at all.
     """
     if name in REFUSALS and (why := REFUSALS[name](device)):
         raise ValueError(why)
     if name != "auto":
         return name, "asked for by name"
-    if T == 1:
-        return "recurrent", "one token: O(S + M)"
-    if T <= SHORT:
-        return "quadratic", f"{T} tokens, at most {SHORT}: one small product beats walking blocks"
-    return "blockwise", f"linear in T, the fastest here for {T} tokens on {torch.device(device).type}"
+    kind = torch.device(device).type
+    arch, triton = kernels_on(torch.device(device)) if kind == "cuda" else (0, False)
+    return choose(Look(kind, T, K, V, dtype, arch, triton))
+
+
+@torch.compiler.assume_constant_result
+def kernels_on(device: torch.device) -> tuple[int, bool]:
+    """Architecture of a GPU, and whether there is Triton: found before a compiler looks on."""
+    return architecture(device), installed()
