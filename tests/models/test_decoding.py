@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers import assert_same
+from interpret import interpret
 from torch import Tensor, nn
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
@@ -167,3 +168,14 @@ def test_rows_and_sizes_of_a_state_are_checked():
         after = m(text(2, 1), state=state).state
         with pytest.raises(ValueError, match="state has 2 rows; tokens' 1"):
             m(text(1, 1), state=after)
+
+
+@pytest.mark.timeout(900)
+def test_decoding_in_place_under_the_interpreter():
+    interpret("models/interpreted_decoding.py", timeout=890)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_decoding_in_place_for_all_models():
+    interpret("models/interpreted_decoding.py", "-m", "slow", timeout=3590)

@@ -97,7 +97,7 @@ def continuations(
     rows = [Row(prompt, stops, stop_tokens, decode) for prompt in prompts]
     draws = [torch.Generator().manual_seed(seed + row) for row in range(len(rows))]
     opened = [list(prompt) or [int(start or 0)] for prompt in prompts]
-    with evaluating(model) as device, model.frozen():
+    with evaluating(model) as device, model.frozen(in_place=True):
         state, tokens = None, torch.empty(0)
         for step in range(max_tokens):
             if all(row.stop is not None for row in rows):

@@ -26,8 +26,9 @@ from transformer_vq.models.positions import sinusoid
 from transformer_vq.models.prepared import added, finder, head_norm, layer_tables, placer, side_by_side
 from transformer_vq.models.state import ModelState
 from transformer_vq.models.transformer import TransformerBlock
-from transformer_vq.ops.attention import AttentionState, FullState
+from transformer_vq.ops.attention import AttentionState, FullState, initial_state
 from transformer_vq.ops.attention.step import Memory, close_memory, open_memory, start_memory, step
+from transformer_vq.ops.nearest import lookup
 from transformer_vq.quantizers import Quantized
 
 TYPES = (torch.float32, torch.float64)
@@ -39,13 +40,14 @@ class Decoding:
     Every field and method of `ModelState` is here too; it is made when it is first asked for.
     """
 
-    def __init__(self, start: ModelState, layers: tuple[Memory | Carried, ...], inputs: tuple[Tensor, ...], steps: int):
+    def __init__(self, start: ModelState, layers: tuple[Any, ...], inputs: tuple[Tensor, ...], steps: int):
+        """layers: for each its memory, as `LayerStep.open` made it, or what it carries where it has no step."""
         self.start, self.layers_now, self.inputs_now, self.steps = start, layers, inputs, steps
 
     @cached_property
     def whole(self) -> ModelState:
         """As a call of many tokens would have left it."""
-        layers = [close_memory(x) if isinstance(x, Memory) else cast(FullState, x.attention) for x in self.layers_now]
+        layers = [cast(FullState, x.attention) if isinstance(x, Carried) else close(x) for x in self.layers_now]
         return self.start._replace(layers=tuple(layers), position=self.positions, inputs=self.inputs_now)
 
     @property
@@ -62,6 +64,15 @@ class Decoding:
         return tuple.__new__, (ModelState, tuple(self.whole))
 
 
+def close(memory: Any) -> AttentionState:
+    """What a layer's memory stands for."""
+    if isinstance(memory, Memory):
+        return close_memory(memory)
+    from transformer_vq.ops.attention.ring import close_ring  # imports triton
+
+    return close_ring(memory)
+
+
 def whole(state: ModelState | None) -> ModelState | None:
     """The state itself, also of a `Decoding`."""
     return state.whole if isinstance(state, Decoding) else state
@@ -70,47 +81,83 @@ def whole(state: ModelState | None) -> ModelState | None:
 class LayerStep:
     """A layer for one token a row: x (B, D) -> x, the memory with the token, and the key that was quantized."""
 
-    def __init__(self, layer: VQAttention) -> None:
+    def __init__(self, layer: VQAttention, in_place: bool = False) -> None:
         config, like = layer.config, layer.norm.weight.detach()
         self.layer, self.dtype = layer, like.dtype
         self.heads, self.kv_heads = config.heads, config.key_value_heads
         self.K, self.V = config.key_dim, config.value_dim
         self.norm: Callable[[Tensor], Tensor] = layer.norm.prepared()
         self.head_norm, self.find = head_norm(layer, like), finder(layer)
-        self.place, rotary = placer(layer, like)
-        self.tables = layer_tables(layer, rotary)
+        self.place, self.rotary = placer(layer, like)
+        self.in_place = InPlace(self) if in_place else None
+        self.tables = None if in_place else layer_tables(layer, self.rotary)
 
-    def open(self, state: Any, B: int) -> Memory:
+    def open(self, state: Any, B: int) -> Any:
         """The memory after `state`; a state of another kind, or None: before the first token."""
+        if self.in_place is not None:
+            return self.in_place.open(state, B)
+        assert self.tables is not None
         groups = self.heads // self.kv_heads
         if isinstance(state, AttentionState):
             return open_memory(state, self.tables, groups, self.dtype)
         return start_memory(B, self.V, self.tables, groups, self.dtype)
 
-    def attend(self, q_and_k: Tensor, v: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+    def attend(self, q_and_k: Tensor, v: Tensor, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """q and k side by side (B, (H+Hkv)·K), v (B, Hkv·V) -> heads side by side (B, H·V), memory, k (B, Hkv, K)."""
         B, H, Hkv = len(v), self.heads, self.kv_heads
         normed = self.head_norm(q_and_k.view(B, H + Hkv, self.K))
         k = normed[:, H:]
         q, bias = self.place(normed[:, :H].reshape(B * Hkv, H // Hkv, self.K))
-        o, memory = step(memory, q, k.reshape(B * Hkv, self.K), self.find(k), v.reshape(B * Hkv, self.V), bias)
+        one = step if self.in_place is None else self.in_place.step
+        o, memory = one(memory, q, k.reshape(B * Hkv, self.K), self.find(k), v.reshape(B * Hkv, self.V), bias)
         return o.view(B, H * self.V), memory, k
 
-    def __call__(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """y (B, D): the normed input as projections read it."""
         raise NotImplementedError
+
+
+class InPlace:
+    """In place of the memory of a `LayerStep`: a ring that two kernels write, for a loop that never goes back."""
+
+    def __init__(self, one: LayerStep) -> None:
+        config, quantizer = one.layer.config, one.layer.quantizer
+        self.codebook = quantizer.codebook.detach().to(one.dtype)
+        self.rotary, self.cache, self.exact = one.rotary, config.cache, one.layer.exact_window
+        self.window, self.V, self.dtype = config.window, one.V, one.dtype
+
+    def open(self, state: Any, B: int) -> Any:
+        """As `LayerStep.open`."""
+        from transformer_vq.ops.attention.ring import open_ring  # imports triton
+
+        Hkv, S, K = self.codebook.shape
+        if not isinstance(state, AttentionState):
+            state = initial_state(B, Hkv, K, self.V, S, self.window, self.dtype, self.codebook.device)
+        return open_ring(state, self.codebook, rotary=self.rotary, cache=self.cache)
+
+    def step(
+        self, ring: Any, q: Tensor, k: Tensor, codes: Tensor, v: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """As `ops.attention.step.step`."""
+        from transformer_vq.ops.attention.ring import step
+
+        Hkv = len(self.codebook)
+        codes = codes.view(-1)
+        k_hat = k if self.exact else lookup(self.codebook, codes.view(-1, Hkv, 1)).view(len(v), -1)
+        bias = None if bias is None else bias.unflatten(0, (-1, Hkv))
+        return step(ring, q, k_hat, codes, v, bias)
 
 
 class TransformerStep(LayerStep):
     """`TransformerBlock`."""
 
-    def __init__(self, layer: TransformerBlock) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: TransformerBlock, in_place: bool = False) -> None:
+        super().__init__(layer, in_place)
         self.project, self.out = side_by_side(layer.q_proj, layer.kv_proj), added(layer.out_proj)
         self.mlp_norm, self.up = layer.mlp_norm.prepared(), side_by_side(layer.mlp.up_proj)
         self.down = added(layer.mlp.down_proj)
 
-    def __call__(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """See the base."""
         made, keys = self.project(y), (self.heads + self.kv_heads) * self.K
         o, memory, k = self.attend(made[:, :keys], made[:, keys:], memory)
@@ -122,11 +169,11 @@ class TransformerStep(LayerStep):
 class GAUStep(LayerStep):
     """`GAU`."""
 
-    def __init__(self, layer: GAU) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: GAU, in_place: bool = False) -> None:
+        super().__init__(layer, in_place)
         self.project, self.out = side_by_side(layer.q_proj, layer.kvg_proj), added(layer.out_proj)
 
-    def __call__(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """See the base."""
         made, keys = self.project(y), (self.heads + self.kv_heads) * self.K
         v, gate = F.silu(made[:, keys:]).split((self.kv_heads * self.V, self.heads * self.V), 1)
@@ -134,25 +181,33 @@ class GAUStep(LayerStep):
         return self.out(x, o * gate), memory, k
 
 
-STEPS: dict[type[VQAttention], Callable[[Any], LayerStep]] = {GAU: GAUStep, TransformerBlock: TransformerStep}
+STEPS: dict[type[VQAttention], Callable[[Any, bool], LayerStep]] = {GAU: GAUStep, TransformerBlock: TransformerStep}
 
 
-def layer_step(layer: VQAttention) -> LayerStep | None:
-    """The layer's step, or None where the layer must be called as it is."""
+def layer_step(layer: VQAttention, in_place: bool) -> LayerStep | None:
+    """The layer's step, or None where the layer must be called as it is. in_place: on a memory that it overwrites."""
     plain = all(type(m) is nn.Linear for name, m in layer.named_modules() if name.endswith("_proj"))
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     if type(layer) not in STEPS or not layer.quantizes or not plain or hooked:
         return None
-    return STEPS[type(layer)](layer)
+    return STEPS[type(layer)](layer, in_place)
 
 
 class Decoder:
     """The layers of a backbone for one token a row. It holds while no weight changes."""
 
-    def __init__(self, embedding: nn.Embedding, absolute_scale: Tensor | None, layers: nn.ModuleList, norm: nn.Module):
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        absolute_scale: Tensor | None,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        in_place: bool = False,
+    ) -> None:
+        """in_place: for a loop that never goes back to an earlier state, where kernels run; see `InPlace`."""
         self.embedding, self.absolute_scale = embedding.weight.detach(), absolute_scale
         self.layers = [cast(VQAttention, layer) for layer in layers]
-        self.steps = [layer_step(layer) for layer in self.layers]
+        self.steps = [layer_step(layer, in_place) for layer in self.layers]
         self.norm: Callable[[Tensor], Tensor] = norm.prepared() if isinstance(norm, RMSNorm) else norm
         self.base = self.layers[0].config.position_base
         self.placed = absolute_scale is not None or any(
@@ -174,7 +229,7 @@ class Decoder:
             context = Context(None, None, now.start.draws, positions)
             if self.absolute_scale is not None:
                 x = x + self.absolute_scale * sinusoid(positions[:, 0], x.shape[1], self.base, x.dtype)
-        after: list[Memory | Carried] = []
+        after: list[Any] = []
         seen: list[Tensor | Quantized] = []
         inputs = []
         for i, (layer, one) in enumerate(zip(self.layers, self.steps, strict=True)):
@@ -186,7 +241,6 @@ class Decoder:
                 y, before, result = layer(x[:, None], context, before._replace(inputs=left))
                 x, left = y[:, 0], before.inputs
             else:
-                assert isinstance(before, Memory)
                 y = one.norm(x)
                 if layer.conv is not None:
                     assert context is not None

@@ -26,8 +26,10 @@ from transformer_vq.models.norm import RMSNorm
 from transformer_vq.models.positions import XLBias, sinusoid
 from transformer_vq.models.state import ModelState, locate
 from transformer_vq.models.transformer import TransformerBlock
+from transformer_vq.ops.attention.choice import FUSED
 from transformer_vq.ops.cross_entropy import linear_logits, summed_cross_entropy
 from transformer_vq.ops.estimators.noise import named
+from transformer_vq.ops.kernels.device import usable
 from transformer_vq.quantizers import Quantized, Quantizer
 from transformer_vq.quantizers.seeds import seed_number
 
@@ -118,7 +120,7 @@ class Backbone(nn.Module):
         block = BLOCKS[config.block]
         self.layers = nn.ModuleList(block(config, i, seed, generator) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
-        self._frozen = False
+        self._frozen, self._in_place = False, False
         self._decoder: Decoder | None = None
 
     def features(
@@ -173,7 +175,10 @@ class Backbone(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(tokens.device.type):
             return None
         if self._decoder is None:
-            self._decoder = Decoder(self.embedding, self.absolute_scale, self.layers, self.norm)
+            config = self.config
+            fits = config.backend == "auto" and max(config.key_dim, config.value_dim) <= FUSED
+            in_place = self._in_place and fits and usable(tokens.device)
+            self._decoder = Decoder(self.embedding, self.absolute_scale, self.layers, self.norm, in_place)
         return self._decoder if self._decoder.useful else None
 
     def _checkpointed(self, layer: nn.Module, *inputs: Any) -> Any:
@@ -200,12 +205,15 @@ class Backbone(nn.Module):
         return any(layer.keeps_every_key for layer in self.layers)
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self, in_place: bool = False) -> Iterator[None]:
         """Promise that no weight changes inside: what depends on weights alone is computed once, not in every call.
 
         For generation: a call of one token, without gradients, autocast, labels, segments and mask, goes a short way
         through all layers (decoding.py); every call without gradients finds the rows of relative positions. A state
-        that is handed in is not changed.  Raises RuntimeError unless the model is in evaluation mode.
+        that is handed in is not changed.
+        in_place: promise, too, that no call goes on from any state but that of the call before. On a GPU, `backend:
+        auto` then decodes by kernels that write it in place; other states are refused.
+        Raises RuntimeError unless the model is in evaluation mode.
         """
         if self.training:
             raise RuntimeError("frozen(): call model.eval() first; dropout must not be kept from call to call")
@@ -214,10 +222,10 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 for bias in biases:
                     bias.freeze(True)
-            self._frozen = True
+            self._frozen, self._in_place = True, in_place
             yield
         finally:
-            self._frozen, self._decoder = False, None
+            self._frozen, self._in_place, self._decoder = False, False, None
             for bias in biases:
                 bias.freeze(False)
 
