@@ -114,14 +114,24 @@ def test_every_kind_has_its_page(capsys, settings, tmp_path):
     assert run(["train", "lm/tiny", *settings, *more]) == 0
     capsys.readouterr()
     assert run(["inspect", str(folder), "--max-tokens", "60"]) == 0
-    assert f"{folder}/inspect.html" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{folder}/inspect.html" in said and "\N{REPLACEMENT CHARACTER}" not in said
     text = Page((folder / "inspect.html").read_text()).text
     assert "Layer 1: Keys are not quantized here" in text and "Layer 1: Full attention: every key is kept" in text
     assert "Layer 4: The quantizer has not started yet" in text and "Layer 4: Full attention" in text
     assert "Key head 1" in text and "layer 3, head 1" in (folder / "inspect.html").read_text()
     assert "is there already" in refusal(capsys, str(folder))
-    assert run(["inspect", str(folder), "x", "--layer", "1", "--out", str(tmp_path / "none.html")]) == 0
+    arguments = ["inspect", str(folder), "x", "--layer", "1", "--out", str(tmp_path / "none.html")]
+    assert run(arguments) == 0
     assert "The text in codes" not in Page((tmp_path / "none.html").read_text()).text
+
+
+def test_one_picture_is_drawn_where_it_is_named(capsys, trained, tmp_path):
+    picture = tmp_path / "learned.svg"
+    assert run(["inspect", trained, "some words, again", "--plot", str(picture)]) == 0
+    assert "</svg>" in picture.read_text() and list(tmp_path.iterdir()) == [picture]
+    assert "is there already" in refusal(capsys, trained, "x", "--plot", str(picture))
+    assert "must end in .png, .svg or .pdf" in refusal(capsys, trained, "x", "--plot", f"{tmp_path}/a.html")
 
 
 def test_what_is_wrong_is_one_line(capsys, trained, trained_bpe, tmp_path):

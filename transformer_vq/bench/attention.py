@@ -15,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from transformer_vq.bench.memory import largest_resident
@@ -62,6 +64,37 @@ def table(rows: list[Row], title: str) -> None:
         forms = (("tokens", ",.0f"), ("vq_ms", ",.0f"), ("sdpa_ms", ",.0f"), ("ratio", ".1f"), ("peak_mib", ",.0f"))
         shown.add_row(*("–" if row[key] is None else format(row[key], form) for key, form in forms))
     Console().print(shown)
+
+
+def draw(rows: Sequence[Row], where: str) -> Figure:
+    """Time over length, both axes logarithmic: a line of slope 1 is linear, one of slope 2 quadratic."""
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    rows = sorted(rows, key=lambda row: row["tokens"] or 0)
+    for key, label, colour in (
+        ("sdpa_ms", "full attention (PyTorch's SDPA)", "#c8553d"),
+        ("vq_ms", "attention over quantized keys", "#33658a"),
+    ):
+        known = [row for row in rows if row[key] is not None]
+        x, y = ([row[name] or 0.0 for row in known] for name in ("tokens", key))
+        axes.plot(x, [ms / 1e3 for ms in y], color=colour, marker="o", markersize=4.5, linewidth=1.8, label=label)
+    both = [row for row in rows if row["ratio"]]
+    if both:
+        at, low, high, ratio = (both[-1][name] or 0.0 for name in ("tokens", "vq_ms", "sdpa_ms", "ratio"))
+        axes.annotate("", (at, low / 1e3), (at, high / 1e3), arrowprops={"arrowstyle": "<->", "color": "#6b7280"})
+        axes.text(at * 0.93, (low * high) ** 0.5 / 1e3, f"{ratio:.0f}×", ha="right", va="center", color="#1f2937")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
+    axes.set_xlabel("tokens")
+    axes.set_title("one attention layer, forward and backward", fontsize=10, color="#6b7280", loc="left")
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.supxlabel(where, fontsize=7, color="#6b7280")
+    return figure
 
 
 def steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,3 +23,13 @@ Overrides = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, all else on standard error.")
 ]
+
+
+def check_plot(plot: Path | None) -> None:
+    """Raises ConfigError, before any work, where --plot names a file that is there, or of a kind that is not drawn."""
+    from transformer_vq.config import ConfigError
+
+    if plot is not None and plot.exists():
+        raise ConfigError(f"--plot {plot}: is there already; name another file")
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {plot}: must end in .png, .svg or .pdf")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from transformer_vq.cli.arguments import Json, Run
+from transformer_vq.cli.arguments import Json, Run, check_plot
 from transformer_vq.cli.console import console, number, print_json, print_lines, progress_bar, table
 from transformer_vq.cli.evaluate import Split, read_sources, settings_for
 from transformer_vq.cli.generate import argument_bytes, encode
@@ -38,6 +38,10 @@ Layers = Annotated[
     list[int] | None,
     typer.Option("--layer", metavar="I", min=0, help="A layer to look at, may be given several times; all by default."),
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png", help="One picture beside the page, of the last layer that has codes."),
+]
 BYTES_PER_TOKEN = 32
 """So many bytes of a file are read for each token that is wanted; tokens of text have about four."""
 
@@ -59,16 +63,18 @@ def inspect(
     codes: Codes = 12,
     layer: Layers = None,
     out: Out = None,
+    plot: Plot = None,
     json: Json = False,
 ) -> None:
     """Write one HTML page of what a run's codes mean, by layer: tokens of a code in context, a map, attention, angles.
 
-    The page needs no network. --json prints its numbers, and writes a page only where --out names one.
+    The page needs no network. --json prints its numbers, and writes a page only where --out names one; so does --plot.
     """
     from transformer_vq.config import ConfigError
 
     check_language(run)
-    target = page_path(run, out, json)
+    check_plot(plot)
+    target = page_path(run, out, json or plot is not None)
     loaded = open_run(run)
     chosen = choose(loaded, run, text, split, max_tokens)
     layers = list(dict.fromkeys(layer or range(loaded.config.model.layers)))
@@ -86,7 +92,7 @@ def inspect(
         {
             "run": f"{run}, step {loaded.step}",
             "text": f"{chosen.name}, {len(chosen.tokens):,} tokens",
-            "writes to": str(target) if target else "standard output",
+            "writes to": ", ".join(str(path) for path in (target, plot) if path) or "standard output",
         },
     )
     with progress_bar("reading") as progress:
@@ -110,6 +116,14 @@ def inspect(
             window=loaded.config.model.window,
         )
         write_text(target, render(page, codes))
+    if plot is not None:
+        coded = [row["layer"] for row in found if row["heads"]]
+        if not coded:
+            raise ConfigError(f"--plot {plot}: no layer has codes to show")
+        from transformer_vq.evaluation.plots import save_figure
+        from transformer_vq.inspect.learned import learned
+
+        save_figure(learned(found, readings, coded[-1]), plot)
     if json:
         print_json(
             {"run": run, "step": loaded.step, "text": chosen.name, "tokens": len(chosen.tokens), "layers": found}
@@ -117,7 +131,8 @@ def inspect(
         return
     say.print()
     say.print(layers_table(found))
-    print_lines(say, {"page": str(target), "next": f"transformer-vq inspect {run} 'Some text' --out other.html"})
+    written = {name: str(path) for name, path in (("page", target), ("picture", plot)) if path}
+    print_lines(say, {**written, "next": f"transformer-vq inspect {run} 'Some text' --out other.html"})
 
 
 def check_language(run: str) -> None:
@@ -130,11 +145,11 @@ def check_language(run: str) -> None:
         raise ConfigError(f"{run}: is a run of the image benchmark; inspect reads runs of a language model")
 
 
-def page_path(run: str, out: Path | None, json: bool) -> Path | None:
+def page_path(run: str, out: Path | None, only_if_named: bool) -> Path | None:
     """Where the page is written, None: nowhere.  Raises ConfigError before any work where something is there."""
     from transformer_vq.config import ConfigError
 
-    if out is None and json:
+    if out is None and only_if_named:
         return None
     target = folder_of(run) / "inspect.html" if out is None else out
     where = "--out " if out is not None else ""
@@ -221,6 +236,9 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     from transformer_vq.inspect.numbers import mean_of_heads
     from transformer_vq.inspect.page import percent
 
+    def share(value: float | None) -> str:
+        return percent(value).replace("–", "-").replace("\N{NO-BREAK SPACE}", " ")
+
     names = ("quantizer", "codes used", "perplexity", "told by token", "angle", "‖q‖/‖k‖", "beyond", "window", "itself")
     out = table("layer", *names)
     for layer in layers:
@@ -230,9 +248,9 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             layer["kind"],
             "-" if used is None else f"{used:.0f} of {layer['codes']}",
             number(mean_of_heads(layer, "perplexity")),
-            percent(mean_of_heads(layer, "told", "token")).replace("–", "-"),
+            share(mean_of_heads(layer, "told", "token")),
             "-" if angle is None else f"{angle:.0f}°",
             number(mean_of_heads(layer, "ratio", "mean"), 3),
-            *(percent(layer["attention"][name]) for name in ("beyond", "window", "itself")),
+            *(share(layer["attention"][name]) for name in ("beyond", "window", "itself")),
         )
     return out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from transformer_vq.cli.arguments import Json
+from transformer_vq.cli.arguments import Json, check_plot
 from transformer_vq.cli.console import console, print_json, progress_bar, table
 from transformer_vq.cli.evaluate import Split, read_sources, settings_for
 from transformer_vq.cli.runs import open_run
@@ -50,10 +50,7 @@ def length(
     """Bits per byte by position, the state carried, in texts of 16 times the length in training."""
     from transformer_vq.config import ConfigError
 
-    if plot is not None and plot.exists():
-        raise ConfigError(f"--plot {plot}: is there already; name another file")
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--plot {plot}: must end in .png, .svg or .pdf")
+    check_plot(plot)
     results, recurring, trained_on, window = {}, {}, {}, {}
     for run in dict.fromkeys(runs):
         loaded = open_run(run)

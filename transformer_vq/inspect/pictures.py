@@ -42,16 +42,21 @@ def element(figure: Figure) -> str:
 def attention_by_layer(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """A bar a layer: what a query pays to what lies beyond the window, to the window, and to itself."""
     figure = Figure(figsize=(WIDE, 0.9 + 0.34 * len(layers)), layout="constrained")
-    axes = figure.add_subplot()
+    attention_bars(figure.add_subplot(), layers)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def attention_bars(axes: Axes, layers: Sequence[Mapping[str, Any]]) -> None:
+    """The bars of `attention_by_layer`."""
     places, left = np.arange(len(layers)), np.zeros(len(layers))
     for name, colour in PARTS:
         share = np.array([layer["attention"][name] for layer in layers])
         axes.barh(places, share, left=left, color=colour, height=0.72, label=part_label(layers, name))
         for y, x, width in zip(places.tolist(), left.tolist(), share.tolist(), strict=True):
             if width >= 0.06:
-                axes.text(
-                    x + width / 2, y, f"{100 * width:.0f} %", ha="center", va="center", fontsize=8.5, color="white"
-                )
+                text = f"{100 * width:.0f} %"
+                axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=8.5, color="white")
         left += share
     axes.set_yticks(places, [f"layer {layer['layer']}" for layer in layers])
     axes.invert_yaxis()
@@ -60,8 +65,6 @@ def attention_by_layer(layers: Sequence[Mapping[str, Any]]) -> Figure:
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xticks([])
-    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
-    return figure
 
 
 def attention_by_position(layers: Sequence[Mapping[str, Any]], window: int) -> Figure:
@@ -149,7 +152,12 @@ def map_of_codes(place: Map, counts: NDArray, colours: Sequence[str], sampled_co
     counts (S,); sampled_codes (n,) of the keys on the map.
     """
     figure = Figure(figsize=(4.6, 4.1), layout="constrained")
-    axes = figure.add_subplot()
+    draw_map(figure.add_subplot(), place, counts, colours, sampled_codes)
+    return figure
+
+
+def draw_map(axes: Axes, place: Map, counts: NDArray, colours: Sequence[str], sampled_codes: NDArray) -> None:
+    """What `map_of_codes` shows."""
     shades = np.array([to_rgb(c) for c in colours])
     keys = axes.scatter(
         place.keys[:, 0], place.keys[:, 1], s=5, c=shades[sampled_codes], linewidths=0, alpha=0.55, rasterized=True
@@ -168,7 +176,6 @@ def map_of_codes(place: Map, counts: NDArray, colours: Sequence[str], sampled_co
     axes.tick_params(labelsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    return figure
 
 
 def codes_over_text(codes: NDArray, order: Sequence[int], colours: Sequence[str]) -> Figure:
