@@ -14,7 +14,11 @@ from transformer_vq import TransformerVQ, TransformerVQConfig
 SIZES = {"vocab_size": 32, "layers": 2, "width": 16, "key_dim": 8, "value_dim": 8, "window": 4, "block_len": 4}
 MODELS = {
     "gau": {"quantizer": {"kind": "vq", "codes": 8, "dead_code_threshold": 1.0, "commit_schedule": [[0, 1], [9, 2]]}},
-    "checkpointed": {"checkpoint_activations": True, "quantizer": {"kind": "vq", "codes": 8, "estimator": "rotation"}},
+    "checkpointed": {
+        "checkpoint_activations": True,
+        "block_len": "auto",
+        "quantizer": {"kind": "vq", "codes": 8, "estimator": "rotation"},
+    },
     "transformer": {
         "block": "transformer",
         "position": "rotary",

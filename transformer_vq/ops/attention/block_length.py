@@ -12,8 +12,6 @@ Axes:  G queries a key head  K, V widths  S codes  M window  L block  n blocks o
 
 from __future__ import annotations
 
-from functools import cache
-
 CHOICES = (16, 32, 64, 128)
 ELSEWHERE = 128
 """On other devices than CPUs, where each backend has a geometry of its own."""
@@ -38,7 +36,6 @@ def passes(L: int, S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> f
     return logits + (20 * S * V + 6 * S * K + strip * (M + L) * (K + V)) / L + 16 * G * (K + V)
 
 
-@cache
 def cheapest(S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> int:
     """L for S codes (0: no cache), a window of M, G query heads a key head, widths K and V; on a CPU."""
 
@@ -54,4 +51,4 @@ def chosen(device: str, S: int, M: int, G: int, K: int, V: int, two_sided: bool)
     if device != "cpu":
         return ELSEWHERE, f"the same for every model on {device}"
     L = cheapest(S, M, G, K, V, two_sided)
-    return L, f"least counted work a token for {S} codes, window {M} and {G} queries a key head on cpu"
+    return L, f"least counted work a token on cpu, with {S} codes, window {M}, query heads a key head {G}"
