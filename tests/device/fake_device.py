@@ -19,6 +19,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
+from transformer_vq.ops.attention import BACKENDS, flash
+from transformer_vq.ops.attention.arguments import Arguments
+from transformer_vq.ops.attention.backends import backend_named
+from transformer_vq.ops.attention.call import prepare
+from transformer_vq.ops.attention.carry import next_state
+from transformer_vq.ops.attention.flash_kernels import OfPyTorch
 
 DEVICE = "ipu:0"
 SIZES: dict[str, Any] = {"vocab_size": 64, "layers": 2, "width": 32, "key_dim": 16, "value_dim": 32, "window": 16}
@@ -85,6 +91,29 @@ def decode(model: TransformerVQ) -> None:
             model(tokens[:, :1], state=state)
 
 
+def unwrapped(name: str) -> None:
+    """A backend without the op around it, whose fake would hide what it does: forward and backward, both types."""
+    if name == "flash":  # its kernels know what shapes they give, whatever the device
+        flash.refusal, flash.provider = lambda device: None, lambda device: OfPyTorch()  # type: ignore[assignment]
+    B, H, T, K, V, S, M = 2, 4, 24, 8, 8, 6, 5
+    for dtype, rule in ((torch.float32, "window"), (torch.bfloat16, "block")):
+
+        def new(*shape: int, like: torch.dtype = dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=like, device=DEVICE)
+
+        more: dict[str, Any] = {"rotary": new(K // 2, like=torch.float32), "mask": new(B, T, like=torch.bool)}
+        if name != "flash":
+            more |= {"bias": new(1, H, T, M + 1), "segments": new(B, T, like=torch.int64)}
+        q, k_hat, v = new(B, H, T, K), new(B, 2, T, K), new(B, 2, T, V)
+        x = Arguments(
+            q, k_hat, v, new(B, 2, T, like=torch.int64), new(2, S, K), window=M, block_len=4, gradients=rule, **more
+        )
+        call = prepare(x).with_leaves()
+        o = backend_named(name)(call)
+        torch.autograd.grad(o.sum(), call.learned())
+        next_state(call)
+
+
 def planted(model: TransformerVQ) -> None:
     """A mistake, so that silence means something: a tensor of the host among those of the device."""
     tokens = torch.zeros(2, 64, dtype=torch.int64, device=DEVICE)
@@ -98,8 +127,12 @@ def waiting(model: TransformerVQ) -> None:
 
 def attempt(variant: str, how: str) -> str | None:
     """What went wrong, and where in the package; None: nothing."""
-    model = TransformerVQ(TransformerVQConfig(**SIZES | VARIANTS[variant]))
     try:
+        if how == "unwrapped":
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                unwrapped(variant)
+            return None
+        model = TransformerVQ(TransformerVQConfig(**SIZES | VARIANTS[variant]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             {f.__name__: f for f in (train, masked, decode, planted, waiting)}[how](on_device(model).train())
     except Exception as error:  # whatever it is, it is the result
@@ -116,5 +149,6 @@ if __name__ == "__main__":
     ctypes.CDLL(sys.argv[1])
     cases = [(variant, how) for variant in sys.argv[2:] for how in ("train", "masked", "decode")]
     cases += [("xl", "planted"), ("xl", "waiting")]
+    cases += [(name, "unwrapped") for name in BACKENDS if name != "triton"]  # its kernels have tests of their own
     found = [{"variant": v, "how": how, "error": attempt(v, how)} for v, how in cases]
     print(json.dumps(found))

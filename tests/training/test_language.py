@@ -271,6 +271,7 @@ def test_the_first_screen_says_what_is_about_to_happen(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # what a time limit interrupts in a compiler looks like an error of the compiler
 def test_compiled_equals_eager(tmp_path):
     eager, compiled = (
         tiny_run(tmp_path, str(on), train__compile=on, train__precision="fp64", eval__every=10) for on in (False, True)

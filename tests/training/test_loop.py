@@ -237,6 +237,7 @@ def test_precisions(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_compiled_equals_eager(tmp_path):
     for on in (False, True):
         train_toy(toy_config(tmp_path / str(on), compile=on, precision="fp64"))

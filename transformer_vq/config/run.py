@@ -108,7 +108,7 @@ class OptimizationConfig(Settings):
     final_lr: float = Field(0.1, ge=0, le=1, description="learning rate at the end, as a share of the peak")
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: last share of the steps, in which the rate falls")
     precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16: autocast; parameters stay fp32")
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool = Field(False, description="torch.compile the whole model: once, in the first step")
     log_every: int = Field(10, ge=1, description="steps between training records")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="beside metrics.jsonl, which is always written"

@@ -91,6 +91,20 @@ def quantizer_fields(quantized: Sequence[Quantized]) -> dict[str, Any]:
     }
 
 
+class AtRows:
+    """A model reads the rows that it read then; entered anew each time that a backward pass is run over one forward."""
+
+    def __init__(self, model: Backbone, first_row: int, first_place: int) -> None:
+        self.model, self.then, self.now = model, (first_row, first_place), (first_row, first_place)
+
+    def __enter__(self) -> None:
+        self.now = int(self.model.first_row), int(self.model.first_place)
+        self.model.set_rows(*self.then)
+
+    def __exit__(self, *_: object) -> None:
+        self.model.set_rows(*self.now)
+
+
 class Backbone(nn.Module):
     """Everything but the head: embeddings, layers, final norm. Other libraries' models put their own head on it.
 
@@ -187,17 +201,8 @@ class Backbone(nn.Module):
             return checkpoint(layer, *inputs, use_reentrant=False)
         row, place = int(self.first_row), int(self.first_place)
         return checkpoint(
-            layer, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._at_rows(row, place))
+            layer, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), AtRows(self, row, place))
         )
-
-    @contextmanager
-    def _at_rows(self, first_row: int, first_place: int) -> Iterator[None]:
-        now = int(self.first_row), int(self.first_place)
-        self.set_rows(first_row, first_place)
-        try:
-            yield
-        finally:
-            self.set_rows(*now)
 
     @property
     def keeps_every_key(self) -> bool:

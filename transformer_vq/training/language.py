@@ -122,9 +122,7 @@ class LanguageTask(Task):
         return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics, **shares})
 
     def compile(self, player: str) -> None:
-        """All but attention, whose blocks are laid out by hand: inductor's CPU code for them fails in torch 2.13."""
-        for layer in self.model.layers:
-            layer.attend = torch.compiler.disable(layer.attend)
+        """The model whole, attention, quantizers and their notes included: one graph."""
         self.model.compile()
 
     def set_step(self, step: int) -> None:

@@ -33,6 +33,7 @@ from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
 from transformer_vq.training.task import EvaluationStopped, Task
 from transformer_vq.training.trackers import Trackers, check_trackers
 
+COMPILING = "in the first step, which takes a minute or more; evaluations stay as they are"
 COMPARE_EVERY = 100  # steps between comparisons of parameters and codebooks across processes
 
 
@@ -170,6 +171,7 @@ class Loop:
                 **self.task.describe(),
                 "training": f"{train.steps:,} steps of {train.batch_size}, {train.optimizer}, {train.precision}",
                 "device": device_name(self.accelerator.device) + (f", {count} processes{cut}" if count > 1 else ""),
+                **({"compile": COMPILING} if train.compile else {}),
                 "writes to": str(self.folder.path),
                 **origin,
             }
@@ -198,7 +200,7 @@ class Loop:
 
     def _steps(self) -> None:
         train, speed = self.train, f"{self.task.unit}_per_s"
-        logged, pace = (self.at.units, self.at.seconds), 0.0
+        logged, pace, compiling = (self.at.units, self.at.seconds), 0.0, train.compile
         while self.at.done < train.steps:
             if self.at.done and _due(self.at.done, self.config.eval.every) and self.patience.last_step < self.at.done:
                 self._evaluate(self.task.splits[0], final=False)
@@ -216,8 +218,11 @@ class Loop:
                     f"step {self.at.done}: {error}; stopped before the update. {self._last()}"
                 ) from error
             self.at.done, self.at.units = self.at.done + 1, self.at.units + units
-            self.at.seconds += time.perf_counter() - began
-            done = self.at.done
+            seconds, done = time.perf_counter() - began, self.at.done
+            self.at.seconds += seconds
+            if compiling:
+                self.progress.say(f"step {done}: {seconds:.0f} s, compiling included; a resumed run compiles again")
+                compiling = False
             if done in (1, train.steps) or done % train.log_every == 0:
                 pace = (self.at.units - logged[0]) / max(self.at.seconds - logged[1], 1e-9)
                 logged = self.at.units, self.at.seconds
@@ -264,6 +269,7 @@ class Loop:
             for player in self.task.players.values() if self.step.sharded else ():
                 stack.enter_context(gathered(player.module))
             heard = stack.enter_context(self.trackers.listening(self.task.quantizers, number, final))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # else every shape would be compiled anew
             values = on_main(self.accelerator, lambda: self.task.evaluate(split, final))
         self._record(split, values)
         self.trackers.show(split, heard, self.at.done)

@@ -19,7 +19,7 @@ RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
 
 @pytest.mark.parametrize(
     ("backend", "chunk_rows"),
-    [("blockwise", 20), ("blockwise", 4096), ("wide", 20), ("recurrent", None)],
+    [("blockwise", 20), ("blockwise", 4096), pytest.param("wide", 20, marks=pytest.mark.slow), ("recurrent", None)],
     ids=["blockwise, many chunks", "blockwise, one chunk", "wide", "recurrent"],
 )
 @pytest.mark.parametrize(("gradients", "grad_through_cache"), RULES)
