@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from transformer_vq import __version__
+from transformer_vq.cli.adopt import adopt
 from transformer_vq.cli.bench import bench
 from transformer_vq.cli.console import Failure, flush_output, main_process, print_error, settle_streams
 from transformer_vq.cli.convert import convert
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "export": export,
     "import": import_,
+    "adopt": adopt,
     "images": images,
     "encode": encode,
     "decode": decode,

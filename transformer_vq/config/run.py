@@ -130,6 +130,14 @@ class TrainConfig(OptimizationConfig):
         "hybrid: cut over the processes of each machine; codebooks are whole everywhere",
     )
     seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
+    teacher: str | None = Field(
+        None,
+        description="RUN[@best|@last|@STEP] of the same tokenizer, looked for in run_dir first: its predictions are "
+        "learned, as KL(teacher ‖ model); order: windows",
+    )
+    teacher_share: float = Field(
+        1.0, gt=0, le=1, description="with a teacher, share of KL in the loss; the rest is cross-entropy with the text"
+    )
     updates_per_sequence: int | None = Field(
         None,
         ge=1,

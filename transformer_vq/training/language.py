@@ -40,6 +40,7 @@ from transformer_vq.training.distributed import on_main
 from transformer_vq.training.loop import train
 from transformer_vq.training.origin import find_checkpoint, take_weights, tokenizer_hash
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
+from transformer_vq.training.teacher import Teacher, check_same_tokens, teacher_name
 
 TRAIN = "train"
 PROBED_RECORDS = 10  # one training record in so many holds `task_share`, a second backward pass, and the ranks
@@ -71,8 +72,22 @@ class LanguageTask(Task):
         self.model = TransformerVQ(with_vocabulary(config.model, self.mixture.tokenizer), seed=config.seed)
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
+        self.teacher = self._teacher()
         self.states: dict[int, ModelState] = {}  # by micro-batch, with streams
         self.states_before: dict[int, ModelState] = {}
+
+    def _teacher(self) -> Teacher | None:
+        """The run whose predictions are learned, on the device and in the precision of this one."""
+        name = teacher_name(self.config)
+        if name is None:
+            return None
+        try:
+            loaded = load_run(name, self.device)
+        except ConfigError as error:
+            raise ConfigError(f"train.teacher = {error}") from None
+        theirs, ours = loaded.model.config.vocab_size, self.model.config.vocab_size
+        check_same_tokens(name, (loaded.tokenizer, theirs), (self.mixture.tokenizer, ours))
+        return Teacher(name, loaded.model.double() if self.config.train.precision == "fp64" else loaded.model.float())
 
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
@@ -82,11 +97,13 @@ class LanguageTask(Task):
             f" after {length:,} tokens; it grows with the text" if found["state_grows"] else ", however long the text"
         )
         backend, reason = attention_backend(model, self.device, length, self.config.train.precision)
+        taught = {"teacher": self.teacher.name} if self.teacher else {}
         return {
             "data": self.mixture.describe(),
             "model": f"{model.layers} {model.block} layers of width {model.width}, {found['parameters']:,} parameters",
             "state": f"{found['state_numbers']:,} numbers per stream{grows}",
             "attention": f"{backend}: {reason}",
+            **taught,
         }
 
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
@@ -94,7 +111,8 @@ class LanguageTask(Task):
         raw = self._read(step, rows)
         segments = None if raw.segments is None else raw.segments.to(self.device)
         batch = Batch(raw.tokens.to(self.device), raw.labels.to(self.device), segments, raw.fresh)
-        counts = {"lm": int((raw.labels >= 0).sum()), "quantizers": raw.tokens.numel()}
+        labels = int((raw.labels >= 0).sum())
+        counts = {"lm": labels, "teacher": labels, "quantizers": raw.tokens.numel()}
         return MicroBatch(batch, counts, raw.tokens.numel(), slot)
 
     def _read(self, step: int, rows: range) -> Batch:
@@ -114,12 +132,19 @@ class LanguageTask(Task):
         if state is not None:  # where all start anew, None is the same and the quicker way through attention
             state = None if bool(rows.fresh.all()) else state.reset_rows(rows.fresh)
         with self.probe if self.probing else nullcontext():
-            out = module(rows.tokens, state=state, labels=rows.labels, segments=rows.segments, logits=False)
+            out = module(
+                rows.tokens, state=state, labels=rows.labels, segments=rows.segments, logits=bool(self.teacher)
+            )
         if self.streams:
             self.states[batch.slot] = out.state
-        terms = {"lm": out.loss_lm, "quantizers": out.loss_quantizers}
+        terms, taught = {"lm": out.loss_lm, "quantizers": out.loss_quantizers}, {}
+        if self.teacher is not None:
+            share = self.config.train.teacher_share
+            taught = {"loss_lm": out.loss_lm.detach()}
+            terms = {"teacher": share * self.teacher.divergence(rows, out.logits), "quantizers": out.loss_quantizers}
+            terms |= {"lm": (1 - share) * out.loss_lm} if share < 1 else {}
         shares = self.probe.task_shares(out.loss_lm, out.loss_quantizers) | self.probe.ranks() if self.probing else {}
-        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **out.metrics, **shares})
+        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **taught, **out.metrics, **shares})
 
     def compile(self, player: str) -> None:
         """The model whole, attention, quantizers and their notes included: one graph."""
@@ -145,7 +170,12 @@ class LanguageTask(Task):
         self.model.apply_codebook_statistics()
 
     def report(self, player: str, losses: Mapping[str, float]) -> dict[str, float]:
-        """loss_lm, and what it is per byte of the train split, or per token where the text is not known."""
+        """loss_lm, and what it is per byte of the train split, or per token where the text is not known.
+
+        With a teacher, the divergence from it; `loss_lm` is then a metric.
+        """
+        if "teacher" in losses:
+            return {"loss_teacher": losses["teacher"] / self.config.train.teacher_share}
         bits = losses["lm"] / math.log(2)
         if not self.mixture.knows_bytes:
             return {"loss_lm": losses["lm"], "bits_per_token": bits}
@@ -242,6 +272,7 @@ class LoadedRun(NamedTuple):
 def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
     check_names(config.model)
+    teacher_name(config)
     config = config.written()
 
     def make(accelerator: Accelerator) -> LanguageTask:

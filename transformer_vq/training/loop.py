@@ -28,7 +28,7 @@ from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
 from transformer_vq.training.sharding import check_sharding, gathered, local
 from transformer_vq.training.signals import Signals
-from transformer_vq.training.snapshot import Position, read_snapshot, write_snapshot
+from transformer_vq.training.snapshot import Position, read_imported, read_snapshot, write_snapshot
 from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
 from transformer_vq.training.task import EvaluationStopped, Task
 from transformer_vq.training.trackers import Trackers, check_trackers
@@ -158,6 +158,9 @@ class Loop:
             self.at = read_snapshot(checkpoint, step, self.task, optimizers, train, planned, self.accelerator)
             anew = f"; the schedule began anew after {self.at.restarts[-1]}" if self.at.restarts else ""
             origin = {"goes on": f"after step {step}, from {checkpoint}{anew}"}
+        elif on_main(self.accelerator, self.checkpoints.last) == 0:
+            read_imported(self.checkpoints.path(0), self.task)
+            origin = {"starts from": str(self.checkpoints.path(0))}
         self.step.restarts = self.at.restarts
         on_main(self.accelerator, lambda: self.folder.go_on(self.config, step))
         cut = ", parameters cut over them" if self.step.sharded else ""

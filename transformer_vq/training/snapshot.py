@@ -113,6 +113,12 @@ def read_snapshot(
     return Position(step, values["units"], values["seconds"], restarts)
 
 
+def read_imported(checkpoint: Path, task: Task) -> None:
+    """Start the first player from a model that was trained elsewhere: weights alone, of step 0 (imported.py)."""
+    name, player = next(iter(task.players.items()))
+    player.module.load_state_dict(load_tensors(checkpoint / f"{name}.safetensors"))
+
+
 def _planned(checkpoint: Path, values: Mapping[str, Any], before: int, train: OptimizationConfig) -> int:
     """The steps planned when the checkpoint was written. What an old one does not say is written beside it, before the
     run's config changes: after a kill in between it could not be known.

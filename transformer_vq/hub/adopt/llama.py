@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import logging
 
 from transformer_vq.config import ConfigError, TransformerVQConfig, validate
 from transformer_vq.models import TransformerVQ
@@ -57,10 +58,15 @@ def load(name: str) -> Any:
     except Exception as error:  # no such name, no network, no access, a type that transformers does not know
         raise ConfigError(f"{name}: no model that transformers can read: {_first_line(error)}") from None
     check(config, name)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(f"{name}: its weights cannot be read: {_first_line(error)}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return model.eval()
 
 
