@@ -100,7 +100,14 @@ def test_what_comes_out_is_a_run(place, adopted, capsys):
     assert command(["eval", str(folder), "--split", "test", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["contexts"][0]
     assert found["bits_per_byte"] == pytest.approx(numbers["tuned"]["bits_per_byte"], rel=1e-9)
-    assert command(["generate", str(folder), "--prompt", "12 green", "--tokens", "5", "--json"]) == 0
+    asked = ["--prompt", "12 green bottles", "--tokens", "20", "--temperature", "0", "--json"]
+    assert command(["generate", str(folder), *asked]) == 0
+    told = json.loads(capsys.readouterr().out)["texts"][0]["tokens"]
+    model, read = load_run(str(folder)).model, list(b"12 green bottles")
+    with torch.no_grad():
+        for token in told:  # one token at a time says what the whole text says
+            assert token == model(torch.tensor([read])).logits[0, -1].argmax()
+            read.append(token)
     assert command(["export", str(folder), str(place / "out")]) == 0
     x = torch.randint(256, (1, 30))
     net = AutoModelForCausalLM.from_pretrained(place / "out", trust_remote_code=False).eval()
@@ -182,13 +189,14 @@ def test_conversion_alone_is_a_run_too(place, capsys):
     assert found["contexts"][0]["bits_per_byte"] == pytest.approx(numbers["converted"]["bits_per_byte"], rel=1e-9)
 
 
-def test_an_interrupted_tuning_goes_on(place, adopted):
+def test_an_interrupted_tuning_goes_on(place, capsys):
     assert adopt(place, "halfway", "--tokens", "0", "train.steps=2", "-q") == 0
-    asked = ["adopt", str(place / "llama"), str(place / "halfway"), "--resume", "-q"]
-    assert command(asked) == 0
+    assert adopt(place, "halfway", "train.steps=2", "--resume", "-q") == 0
     numbers = json.loads((place / "halfway" / "adopt.json").read_text())
     assert numbers["steps"] == 2 and numbers["tokens"] == 2 * 4 * T and numbers["objective"] == "distill"
-    assert command(asked) == 0  # finished: nothing is done
+    assert adopt(place, "halfway", "train.steps=2", "--resume", "-q") == 0  # finished: nothing is done
+    assert adopt(place, "halfway", "train.steps=2", "model.window=9", "--resume", "-q") == 2
+    assert "model.window: 6 -> " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -202,20 +210,20 @@ def test_an_interrupted_tuning_goes_on(place, adopted):
         (["--layers", "0", "model.cache=false"], "--layers: with model.cache=false no layer keeps every key"),
         (["--calibrate", "1", "model.quantizer.codes=900"], "are fewer than codes = 900"),
         (["train.seq_len=1000000"], "1000000"),
-        (["--resume", "seed=1"], "no KEY=VALUE beside it"),
+        (["--resume"], "is no adopted run, it holds no adopt.json"),
     ],
     ids=str,
 )
 def test_wrong_wishes_are_refused_before_anything_is_written(place, capsys, more, message):
     import re
 
-    assert adopt(place, "never", *([*more, "-q"] if "--resume" not in more else more)) == 2
+    assert adopt(place, "never", *more, "-q") == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and len(error.strip().splitlines()) == 1, error
     assert not (place / "never").exists() and not list(place.glob(".writing-*"))
 
 
-def test_other_models_and_places_are_refused(place, capsys):
+def test_other_models_and_places_are_refused(place, capsys, monkeypatch):
     GPT2Config().save_pretrained(place / "gpt2")
     for model, name, message in (
         (place / "gpt2", "new", "is of type gpt2, which adopt does not know; it knows llama"),
@@ -226,6 +234,8 @@ def test_other_models_and_places_are_refused(place, capsys):
         assert message in capsys.readouterr().err
     assert command(["adopt", str(place / "llama"), str(place / "gpt2"), "--resume"]) == 2
     assert "is no adopted run" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert adopt(place, "new") == 2 and "adopt: converts in one process" in capsys.readouterr().err
 
 
 def test_a_quantizer_of_a_window_as_long_as_the_text_costs_nothing(place):

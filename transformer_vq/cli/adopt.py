@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,8 +49,8 @@ def adopt(
     """
     from transformer_vq.config import ConfigError, RunConfig, load_config
 
-    if resume and overrides:
-        raise ConfigError("--resume goes on with the settings of RUN: no KEY=VALUE beside it")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("adopt: converts in one process; several tune: transformer-vq train RUN --resume")
     if not resume and run.exists():
         raise ConfigError(f"{run}: is there already; name another, or --resume to go on with it")
     try:
@@ -65,7 +66,7 @@ def adopt(
     if resume:
         if not (run / convert.NUMBERS).is_file():
             raise ConfigError(f"{run}: is no adopted run, it holds no {convert.NUMBERS}")
-        config = load_config(run, [], RunConfig).model_copy(update={"run_dir": str(run)})
+        config = load_config(run, overrides or [], RunConfig).model_copy(update={"run_dir": str(run)})
     else:
         wishes = convert.Wishes(tokens, layers, objective, calibrate, measure)
         config = convert.adopt(model, run, overrides or [], wishes, lambda text: out.print(text, soft_wrap=True))
