@@ -67,7 +67,7 @@ class RunFolder:
                 )
             return None
         old, summary, last = self.read_config(type(config)), self.summary(), self.checkpoints.last()
-        if last is not None and not (self.checkpoints.path(last) / TRAINER).is_file():
+        if last and not (self.checkpoints.path(last) / TRAINER).is_file():  # at step 0 there is none to miss
             raise ConfigError(
                 f"run_dir = {self.path}: holds a model that was imported, without an optimizer's state to go on with; "
                 f"train.init_from={self.path} starts another run from its weights"
