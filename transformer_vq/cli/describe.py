@@ -49,6 +49,7 @@ def facts(settings: RunConfig) -> dict[str, Any]:
     length, why = block_length(model, device)
     found["block_len"] = {"length": length, "reason": why}
     found["model"] = model.model_dump(mode="json", exclude={"quantizer", "per_layer"})
+    found["memory"] = memory(settings.model_copy(update={"model": model}), device)
     return found
 
 
@@ -63,6 +64,27 @@ def block_length(model: TransformerVQConfig, device: str) -> tuple[int, str]:
     groups = model.heads // model.key_value_heads
     two_sided = model.position == "rotary" or model.window_keys == "exact"
     return chosen(device, codes, model.window, groups, model.key_dim, model.value_dim, two_sided)
+
+
+def memory(settings: RunConfig, device: str) -> dict[str, Any]:
+    """Bytes in training, as the config says, and of generating one text; `error` where they cannot be told."""
+    from transformer_vq.evaluation.generation import PREFILL
+    from transformer_vq.models.footprint import decoding
+    from transformer_vq.training.memory import available, training_memory
+
+    train, dtype = settings.train, "fp64" if settings.train.precision == "fp64" else "fp32"
+    try:
+        step = training_memory(settings, device)
+        text = decoding(settings.model, 1, train.seq_len, PREFILL, dtype=dtype, device=device)
+    except Exception as error:  # somebody's own module may not run without numbers: describing goes on
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    shape = {"batch": train.micro_batch or train.batch_size, "length": train.seq_len, "precision": train.precision}
+    return {
+        "training": {**shape, **step.as_dict()},
+        "decoding": {"batch": 1, "length": train.seq_len, "dtype": dtype, **text.as_dict()},
+        "available": available(device),
+        "device": device,
+    }
 
 
 def vocabulary(tokenizer: str) -> int:
@@ -117,6 +139,26 @@ def summary(found: Mapping[str, Any]) -> dict[str, str]:
         "FLOPs": f"{found['flops_per_token']:,} per token forward; about three times that in training",
         "backend": f"{backend['name']} on {backend['device']}: {backend['reason']}",
         "block length": f"{found['block_len']['length']}: {found['block_len']['reason']}",
+        **memory_lines(found["memory"]),
+    }
+
+
+def memory_lines(found: Mapping[str, Any]) -> dict[str, str]:
+    """What a step and a generated text take, in words."""
+    from transformer_vq.training.memory import gib
+
+    if "error" in found:
+        return {"memory": f"cannot be told without running it: {found['error']}"}
+    step, text = found["training"], found["decoding"]
+    names = ("parameters", "optimizer", "state", "gradients", "activations", "working")
+    parts = ", ".join(f"{name} {gib(step[name])}" for name in names if step[name])
+    return {
+        "memory": f"about {gib(step['total'])} at most in a step of {step['batch']} × {step['length']} tokens in "
+        f"{step['precision']} ({step['peak']}: {parts}), beside Python and PyTorch; "
+        f"{gib(found['available'])} {'on the GPU' if found['device'] == 'cuda' else 'free here'}",
+        "generating": f"about {gib(text['total'])} for one text in {text['dtype']}: parameters "
+        f"{gib(text['parameters'])}, state {gib(text['state'])}, a token {gib(text['token'])}, reading a prompt "
+        f"{gib(text['prompt'])}",
     }
 
 

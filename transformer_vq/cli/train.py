@@ -9,7 +9,7 @@ import typer
 
 from transformer_vq.cli.arguments import Config, Json, Overrides
 from transformer_vq.cli.console import console, number, print_json, print_lines, table
-from transformer_vq.cli.describe import facts, layers_table, summary
+from transformer_vq.cli.describe import facts, layers_table, summary, vocabulary
 from transformer_vq.cli.runs import one_line_for
 
 if TYPE_CHECKING:
@@ -77,10 +77,11 @@ def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) ->
     finished = RunFolder(settings.run_dir).check(settings.written(), resume, overwrite)
     last = None if overwrite else RunFolder(settings.run_dir).checkpoints.last()
     found = facts(settings)
+    short = short_of_memory(settings)
     tokens = settings.train.steps * settings.train.batch_size * settings.train.seq_len
     if json:
         plan: dict[str, Any] = {"config": settings.model_dump(mode="json"), "describe": found, "tokens": tokens}
-        print_json({**plan, "finished": finished is not None, "from_step": last or 0})
+        print_json({**plan, "finished": finished is not None, "from_step": last or 0, "short_of_memory": short})
         return
     out = console()
     out.print(layers_table(found["layers"]))
@@ -99,5 +100,20 @@ def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) ->
         lines["but"] = "that folder holds a finished run of this config: nothing would be done"
     elif last:
         lines["goes on"] = f"after step {last}"
+    if short:
+        lines["warning"] = short
     print_lines(out, lines)
     out.print("dry run: nothing was read, trained or written")
+
+
+def short_of_memory(settings: RunConfig) -> str | None:
+    """One line when this machine, or its GPU, has less memory than a step takes."""
+    import torch
+
+    from transformer_vq.training.distributed import asked_for
+    from transformer_vq.training.memory import complaint
+
+    size = settings.model.vocab_size or vocabulary(settings.data.tokenizer)
+    model = settings.model.model_copy(update={"vocab_size": size})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return complaint(settings.model_copy(update={"model": model}), device, asked_for())

@@ -38,6 +38,7 @@ from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
 from transformer_vq.training.loop import train
+from transformer_vq.training.memory import complaint
 from transformer_vq.training.origin import find_checkpoint, take_weights, tokenizer_hash
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 from transformer_vq.training.teacher import Teacher, check_same_tokens, teacher_name
@@ -53,9 +54,9 @@ class LanguageTask(Task):
 
     primary = "bits_per_byte"
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, processes: int = 1) -> None:
         """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together."""
-        self.config, self.device = config, device
+        self.config, self.device, self.processes = config, device, processes
         self.mixture = prepare_sources(config.data)
         if not self.mixture.knows_bytes:
             self.primary = "bits_per_token"
@@ -98,12 +99,15 @@ class LanguageTask(Task):
         )
         backend, reason = attention_backend(model, self.device, length, self.config.train.precision)
         taught = {"teacher": self.teacher.name} if self.teacher else {}
+        settings = self.config.model_copy(update={"model": model})
+        short = complaint(settings, self.device.type, self.processes)
         return {
             "data": self.mixture.describe(),
             "model": f"{model.layers} {model.block} layers of width {model.width}, {found['parameters']:,} parameters",
             "state": f"{found['state_numbers']:,} numbers per stream{grows}",
             "attention": f"{backend}: {reason}",
             **taught,
+            **({"warning": short} if short else {}),
         }
 
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
@@ -143,8 +147,10 @@ class LanguageTask(Task):
             taught = {"loss_lm": out.loss_lm.detach()}
             terms = {"teacher": share * self.teacher.divergence(rows, out.logits), "quantizers": out.loss_quantizers}
             terms |= {"lm": (1 - share) * out.loss_lm} if share < 1 else {}
-        shares = self.probe.task_shares(out.loss_lm, out.loss_quantizers) | self.probe.ranks() if self.probing else {}
-        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **taught, **out.metrics, **shares})
+        seen = self.probe.ranks() if self.probing else {}
+        if self.probing and not self.model.checkpoint_activations:  # a second backward pass would keep what that saves
+            seen |= self.probe.task_shares(out.loss_lm, out.loss_quantizers)
+        return Losses(terms, {"loss_commit": out.loss_commit.detach(), **taught, **out.metrics, **seen})
 
     def compile(self, player: str) -> None:
         """The model whole, attention, quantizers and their notes included: one graph."""
@@ -279,7 +285,7 @@ def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet:
         on_main(
             accelerator, lambda: prepare_sources(config.data) and None
         )  # one process tokenizes, the others find the tokens
-        return LanguageTask(config, accelerator.device)
+        return LanguageTask(config, accelerator.device, accelerator.num_processes)
 
     return train(config, make, resume, overwrite, quiet)
 

@@ -65,7 +65,11 @@ def unflat(values: Sequence[Any]) -> Call:
 @torch.library.custom_op("transformer_vq::attend", mutates_args=(), schema=f"({CALL}, bool keep) -> Tensor[]")
 def attend_op(*values: Any) -> list[Tensor]:
     """o and, where `keep` says that a backward pass will follow, the backend's notes."""
-    call, keep = unflat(values), values[SIZE]
+    return run_forward(unflat(values), values[SIZE])
+
+
+def run_forward(call: Call, keep: bool) -> list[Tensor]:
+    """The op's own work."""
     backend = backend_named(call.backend)
     with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
         if keep and isinstance(backend, TrainableBackend):
@@ -81,7 +85,11 @@ def attend_op(*values: Any) -> list[Tensor]:
 )
 def attend_backward_op(*values: Any) -> list[Tensor]:
     """dL/do -> the gradients of `call.learned()`, in their types."""
-    call, (o, notes, d_o) = unflat(values), values[SIZE:]
+    return run_backward(unflat(values), *values[SIZE:])
+
+
+def run_backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
+    """The op's own work."""
     backend = backend_named(call.backend)
     with recording(), torch.autocast(call.q.device.type, enabled=False):
         if isinstance(backend, TrainableBackend):
