@@ -1,6 +1,6 @@
-"""VQ attention beside PyTorch's own causal attention, forward and backward, on the same queries, keys and values.
+"""VQ attention beside other attention, forward and backward, on the same queries, keys and values.
 
-Both take turns in one process, so that whatever else the machine does meets both; the ratio is the median over turns.
+All take turns in one process, so that whatever else the machine does meets all; ratios are medians over turns.
 Peak memory is that of a fresh process, everything in it included.
 
 Axes:  H heads  T length  K width of keys and values  S codes  M window  L block
@@ -12,113 +12,126 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-from torch import Tensor
 
+from transformer_vq.bench import work
+from transformer_vq.bench.device import Ceilings, kind
 from transformer_vq.bench.memory import largest_resident
-from transformer_vq.bench.turns import in_turns, ratios
+from transformer_vq.bench.rivals import RIVALS, Heads, able
+from transformer_vq.bench.turns import in_turns, quartiles, ratios
 from transformer_vq.ops import vq_attention
 
 LENGTHS = (2048, 8192, 16_384, 32_768, 65_536)
 SIZES = {"heads": 4, "width": 64, "codes": 128, "window": 128, "block_len": 128}
 
-Row = dict[str, float | None]
+AXIS = "tokens"
+
+Row = dict[str, Any]
 
 
 def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int = 32_768, **sizes: int) -> list[Row]:
-    """-> a row each length: tokens, vq_ms, sdpa_ms, ratio (sdpa over vq), peak_mib (of VQ attention).
+    """-> a row each length: tokens, vq_ms, sdpa_ms, ratio (sdpa over vq), peak_mib (of VQ attention), …
 
-    fp32, one sequence, no positional bias, on the GPU if there is one. `sizes` overrides SIZES. Beyond `compare_up_to`
-    tokens the quadratic side would take minutes: its fields are None, as is peak_mib on a GPU's host.
+    and quartiles (vq_low, vq_high, ratio_low, ratio_high), gflop and mib (of VQ attention, by `work.py`), `others`: by
+    name milliseconds and ratio, or why a rival is absent. fp32 on a CPU, bf16 on a GPU; one sequence, no bias. `sizes`
+    overrides SIZES. Beyond `compare_up_to` tokens the quadratic side would take minutes: its fields are None, as is
+    peak_mib on a GPU's host.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes, device = {**SIZES, **sizes}, kind()
     rows: list[Row] = []
     for length in lengths:
-        vq, full = steps(length, device, **{**SIZES, **sizes})
-        contest = {"vq": vq, "sdpa": full} if length <= compare_up_to else {"vq": vq}
+        x, vq = heads(length, device, **sizes)
+        others = {name: able(make, x) for name, make in RIVALS.items()} if length <= compare_up_to else {}
+        contest: dict[str, Callable[[], object]] = {"vq": vq}
+        contest |= {name: step for name, step in others.items() if callable(step)}
         seconds = in_turns(contest, repeats, device)
         ours, theirs = seconds["vq"], seconds.get("sdpa")
+        spread = ratios(theirs, ours) if theirs else (None,) * 3
+        low, median, high = quartiles(ours)
+        needed = work.vq_attention(
+            sizes["heads"], length, sizes["width"], sizes["codes"], sizes["window"], sizes["block_len"], x.q.itemsize
+        )
         rows.append(
             {
                 "tokens": length,
-                "vq_ms": 1e3 * statistics.median(ours),
+                "vq_ms": 1e3 * median,
+                "vq_low": 1e3 * low,
+                "vq_high": 1e3 * high,
                 "sdpa_ms": 1e3 * statistics.median(theirs) if theirs else None,
-                "ratio": ratios(theirs, ours)[1] if theirs else None,
-                "peak_mib": peak_memory(length, **{**SIZES, **sizes}) if device == "cpu" else None,
+                "ratio": spread[1],
+                "ratio_low": spread[0],
+                "ratio_high": spread[2],
+                "peak_mib": peak_memory(length, **sizes) if device == "cpu" else None,
+                "gflop": needed.flops / 1e9,
+                "mib": needed.bytes / 2**20,
+                "others": {name: _of(seconds.get(name), ours, why) for name, why in others.items() if name != "sdpa"},
             }
         )
     return rows
 
 
+def _of(theirs: list[float] | None, ours: list[float], why: object) -> Row:
+    if theirs is None:
+        return {"absent": str(why)}
+    return {"ms": 1e3 * statistics.median(theirs), "ratio": ratios(theirs, ours)[1]}
+
+
 def table(rows: list[Row], title: str) -> None:
-    """Print the rows."""
+    """Print the rows, and who is absent."""
     from rich.console import Console
     from rich.table import Table
 
     shown = Table("tokens", "VQ, ms", "SDPA, ms", "SDPA / VQ", "VQ peak memory, MiB", title=title)
     for row in rows:
-        forms = (("tokens", ",.0f"), ("vq_ms", ",.0f"), ("sdpa_ms", ",.0f"), ("ratio", ".1f"), ("peak_mib", ",.0f"))
+        forms = (("tokens", ",.0f"), ("vq_ms", ",.1f"), ("sdpa_ms", ",.1f"), ("ratio", ".1f"), ("peak_mib", ",.0f"))
         shown.add_row(*("–" if row[key] is None else format(row[key], form) for key, form in forms))
     Console().print(shown)
+    for name, found in {name: f for row in rows for name, f in row.get("others", {}).items()}.items():
+        Console().print(
+            f"{name}: absent, {found['absent']}" if "absent" in found else f"{name}: {found['ratio']:.1f} × ours"
+        )
 
 
-def draw(rows: Sequence[Row], where: str) -> Figure:
-    """Time over length, both axes logarithmic: a line of slope 1 is linear, one of slope 2 quadratic."""
-    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
-    axes = figure.add_subplot()
-    rows = sorted(rows, key=lambda row: row["tokens"] or 0)
-    for key, label, colour in (
-        ("sdpa_ms", "full attention (PyTorch's SDPA)", "#c8553d"),
-        ("vq_ms", "attention over quantized keys", "#33658a"),
-    ):
-        known = [row for row in rows if row[key] is not None]
-        x, y = ([row[name] or 0.0 for row in known] for name in ("tokens", key))
-        axes.plot(x, [ms / 1e3 for ms in y], color=colour, marker="o", markersize=4.5, linewidth=1.8, label=label)
-    both = [row for row in rows if row["ratio"]]
-    if both:
-        at, low, high, ratio = (both[-1][name] or 0.0 for name in ("tokens", "vq_ms", "sdpa_ms", "ratio"))
-        axes.annotate("", (at, low / 1e3), (at, high / 1e3), arrowprops={"arrowstyle": "<->", "color": "#6b7280"})
-        axes.text(at * 0.93, (low * high) ** 0.5 / 1e3, f"{ratio:.0f}×", ha="right", va="center", color="#1f2937")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
-    axes.set_xlabel("tokens")
-    axes.set_title("one attention layer, forward and backward", fontsize=10, color="#6b7280", loc="left")
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
-    figure.supxlabel(where, fontsize=7, color="#6b7280")
-    return figure
+def lines(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """For the picture, by implementation: tokens and seconds."""
+    ours = [(r["tokens"], r["vq_low"] / 1e3, r["vq_ms"] / 1e3, r["vq_high"] / 1e3) for r in rows]
+    sdpa = [(r["tokens"], *[r["sdpa_ms"] / 1e3] * 3) for r in rows if r["sdpa_ms"] is not None]
+    found = {"VQ attention": ours, "SDPA": sdpa}
+    for name in RIVALS:
+        points = [
+            (r["tokens"], *[r["others"][name]["ms"] / 1e3] * 3) for r in rows if "ms" in r["others"].get(name, {})
+        ]
+        if points:
+            found[name] = points
+    return found
 
 
-def steps(
+def floor(rows: list[Row], ceilings: Ceilings) -> list[tuple[float, float]]:
+    """Tokens, and the least seconds that VQ attention could take."""
+    return [(r["tokens"], work.Work(1e9 * r["gflop"], 2**20 * r["mib"]).seconds(*ceilings)) for r in rows]
+
+
+def heads(
     length: int, device: str, heads: int, width: int, codes: int, window: int, block_len: int
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Forward and backward of VQ attention, and of full attention on the same tensors."""
+) -> tuple[Heads, Callable[[], None]]:
+    """What all contestants read, and a step of VQ attention on it."""
     generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     codebook = torch.randn(heads, codes, width, generator=generator) * width**-0.5
     z = torch.randint(codes, (1, heads, length), generator=generator)
     k_hat = torch.take_along_dim(codebook[None], z[..., None], dim=2)
     q, v, slope = torch.randn(3, 1, heads, length, width, generator=generator)
-    q, k_hat, v, slope, z, codebook = (x.to(device) for x in (q, k_hat, v, slope, z, codebook))
-    q, k, v = (x.clone().requires_grad_() for x in (q, k_hat, v))
-
-    def backward(o: Tensor) -> None:
-        torch.autograd.grad(o, (q, k, v), slope)
+    q, k_hat, v, slope, codebook = (x.to(device, dtype) for x in (q, k_hat, v, slope, codebook))
+    z = z.to(device)
+    q, k, v = (t.clone().requires_grad_() for t in (q, k_hat, v))
+    x = Heads(q, k, v, slope)
 
     def vq() -> None:
-        backward(vq_attention(q, k, v, z, codebook, window=window, block_len=block_len)[0])
+        x.backward(vq_attention(x.q, x.k, x.v, z, codebook, window=window, block_len=block_len)[0])
 
-    def full() -> None:
-        backward(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0))
-
-    return vq, full
+    return x, vq
 
 
 def peak_memory(length: int, **sizes: int) -> float:
@@ -128,6 +141,6 @@ def peak_memory(length: int, **sizes: int) -> float:
 
 
 def _peak(length: int, sizes: dict[str, int]) -> float:
-    vq, _ = steps(length, "cpu", **sizes)
+    _, vq = heads(length, "cpu", **sizes)
     vq()
     return largest_resident()

@@ -14,20 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transformer_vq.bench import work
+from transformer_vq.bench.device import Ceilings
 from transformer_vq.bench.llama import llama, ours
-from transformer_vq.bench.turns import in_turns, ratios
+from transformer_vq.bench.turns import in_turns, quartiles, ratios
 from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.models.describe import describe
 
 PIECE = 4096  # tokens read in one call on the way to a position
 
-Row = dict[str, float | None]
+AXIS = "position"
+
+Row = dict[str, Any]
 
 
 def run(
     positions: Sequence[int] = (1024, 16_384, 65_536), repeats: int = 200, compare_up_to: int = 16_384, **changes: Any
 ) -> list[Row]:
     """-> a row each position: position, milliseconds (median of `repeats` calls), ratio to the first position's,
-    llama_ms and llama_ratio (Llama over ours, median over turns); these are None beyond `compare_up_to`.
+    llama_ms and llama_ratio (Llama over ours, median over turns), None beyond `compare_up_to`; low and high, our
+    quartiles; mib and gflop, what a token of ours must read and compute.
     `changes` to the model of `llama.SHAPE`.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,6 +48,8 @@ def run(
         with model.frozen():
             seconds = in_turns(contest, repeats, device, warmup=10)
     rows: list[Row] = []
+    about = describe(model.config, max(positions))
+    needed = work.token(about["flops_per_token"], about["parameters"], about["state_bytes"])
     first = statistics.median(seconds[f"vq {positions[0]}"])
     for position in positions:
         mine, theirs = seconds[f"vq {position}"], seconds.get(f"llama {position}")
@@ -52,9 +60,25 @@ def run(
                 "ratio": statistics.median(mine) / first,
                 "llama_ms": 1e3 * statistics.median(theirs) if theirs else None,
                 "llama_ratio": ratios(theirs, mine)[1] if theirs else None,
+                "low": 1e3 * quartiles(mine)[0],
+                "high": 1e3 * quartiles(mine)[2],
+                "mib": needed.bytes / 2**20,
+                "gflop": needed.flops / 1e9,
             }
         )
     return rows
+
+
+def lines(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """For the picture, by implementation: position and seconds."""
+    ours = [(r["position"], r["low"] / 1e3, r["milliseconds"] / 1e3, r["high"] / 1e3) for r in rows]
+    theirs = [(r["position"], *[r["llama_ms"] / 1e3] * 3) for r in rows if r["llama_ms"] is not None]
+    return {"quantized keys": ours, "Llama": theirs}
+
+
+def floor(rows: list[Row], ceilings: Ceilings) -> list[tuple[float, float]]:
+    """Position, and the least seconds that reading weights and state takes."""
+    return [(r["position"], work.Work(1e9 * r["gflop"], 2**20 * r["mib"]).seconds(*ceilings)) for r in rows]
 
 
 def vq_token(model: TransformerVQ, text: Tensor) -> Callable[[], None]:

@@ -12,20 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transformer_vq.bench import work
+from transformer_vq.bench.device import Ceilings
 from transformer_vq.bench.llama import llama, ours
-from transformer_vq.bench.turns import in_turns, ratios
+from transformer_vq.bench.turns import in_turns, quartiles, ratios
 from transformer_vq.models import TransformerVQ
+from transformer_vq.models.describe import describe
 
 LENGTHS = (512, 4096, 8192)
 TOKENS = 8192
 """A step reads so many, in rows of the length at hand; at least one row."""
+
+AXIS = "tokens of a row"
 
 Row = dict[str, float]
 
 
 def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS, **changes: Any) -> list[Row]:
     """-> a row each length: length, rows, vq_ms, llama_ms (medians), ratio (llama over vq, median over turns) and its
-    quartiles ratio_low, ratio_high.  `changes` to the model of `llama.SHAPE`.
+    quartiles ratio_low, ratio_high; vq_low, vq_high; gflop and mib of our step by `work.py`.  `changes` to the model of
+    `llama.SHAPE`.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: list[Row] = []
@@ -42,14 +48,38 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS
             {
                 "length": length,
                 "rows": batch,
-                "vq_ms": 1e3 * statistics.median(seconds["vq"]),
+                "vq_ms": 1e3 * quartiles(seconds["vq"])[1],
+                "vq_low": 1e3 * quartiles(seconds["vq"])[0],
+                "vq_high": 1e3 * quartiles(seconds["vq"])[2],
                 "llama_ms": 1e3 * statistics.median(seconds["llama"]),
                 "ratio": median,
                 "ratio_low": low,
                 "ratio_high": high,
+                **_work(model, batch * length, length),
             }
         )
     return found
+
+
+def _work(model: TransformerVQ, tokens: int, length: int) -> Row:
+    needed = work.training(describe(model.config, length)["flops_per_token"], tokens, count(model))
+    return {"gflop": needed.flops / 1e9, "mib": needed.bytes / 2**20}
+
+
+def count(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def lines(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """For the picture, by implementation: length and seconds."""
+    ours = [(r["length"], r["vq_low"] / 1e3, r["vq_ms"] / 1e3, r["vq_high"] / 1e3) for r in rows]
+    return {"quantized keys": ours, "Llama": [(r["length"], *[r["llama_ms"] / 1e3] * 3) for r in rows]}  # type: ignore
+
+
+def floor(rows: list[Row], ceilings: Ceilings) -> list[tuple[float, float]]:
+    """Length, and the least seconds that our step could take."""
+    return [(r["length"], work.Work(1e9 * r["gflop"], 2**20 * r["mib"]).seconds(*ceilings)) for r in rows]
 
 
 def vq_step(model: TransformerVQ, batch: int, length: int, device: str) -> Callable[[], None]:

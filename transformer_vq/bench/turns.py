@@ -38,7 +38,11 @@ def timed(step: Callable[[], object], device: str) -> float:
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
     """How many times as long theirs takes, turn by turn: quartiles and median."""
-    found = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def quartiles(found: Sequence[float]) -> Spread:
+    """Of one or more numbers."""
     if len(found) == 1:
         return found[0], found[0], found[0]
     low, median, high = statistics.quantiles(found, n=4, method="inclusive")

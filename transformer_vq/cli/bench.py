@@ -1,9 +1,8 @@
-"""`transformer-vq bench attention|quantize|images|generation|train`: side-by-side timings, never tests."""
+"""`transformer-vq bench attention|quantize|images|generation|train|all`: side-by-side timings, never tests."""
 
 from __future__ import annotations
 
-import json as parser
-from collections.abc import Sequence
+import json as json_
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,13 @@ from transformer_vq.cli.console import console, print_json
 
 bench = typer.Typer(help="Side-by-side timings on this machine: medians and ratios.", no_args_is_help=True)
 Repeats = Annotated[int | None, typer.Option("--repeats", min=1, help="Timed turns; their median is shown.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the JSON object to this file.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", help="Also draw it, log-log, with the roofline of this device, measured: FILE.png, .svg or .pdf."
+    ),
+]
 
 
 @bench.command()
@@ -23,76 +29,38 @@ def attention(
         list[int] | None, typer.Option("--length", min=1, help="Tokens, may be given several times.")
     ] = None,
     repeats: Repeats = None,
-    compare_up_to: Annotated[
-        int | None, typer.Option("--compare-up-to", min=0, help="Longest text of the other side; 32768 by default.")
-    ] = None,
-    measured: Annotated[
-        list[Path] | None,
-        typer.Option("--from", metavar="FILE.json", help="Show what --json printed before, in place of measuring."),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw it; nothing is written without.")
-    ] = None,
     json: Json = False,
+    out: Out = None,
+    plot: Plot = None,
 ) -> None:
-    """VQ attention beside PyTorch's causal attention on the same keys, forward and backward.
-
-    Several --from are put together; of a length that is in more than one, the last counts.
-    """
-    check_plot(plot)
-    if measured:
-        found = joined([_read(path) for path in measured])
-        _show("attention", found["machine"], found["rows"], json)
-    else:
-        found = _measure("attention", json, lengths=lengths, repeats=repeats, compare_up_to=compare_up_to)
-    if plot is not None:
-        from transformer_vq.bench.attention import draw
-        from transformer_vq.evaluation.plots import save_figure
-
-        save_figure(draw(found["rows"], found["machine"]), plot)
-
-
-def joined(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What several files hold, a row a length."""
-    rows = {row["tokens"]: row for found in files for row in found["rows"]}
-    machines = dict.fromkeys(found["machine"] for found in files)
-    return {"machine": "; ".join(machines), "rows": [rows[tokens] for tokens in sorted(rows)]}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What --json printed.  Raises ConfigError."""
-    from transformer_vq.config import ConfigError
-
-    try:
-        found: dict[str, Any] = parser.loads(path.read_text(encoding="utf-8"))
-        if found["bench"] != "attention" or not all(
-            {"tokens", "vq_ms", "sdpa_ms"} <= row.keys() for row in found["rows"]
-        ):
-            raise ValueError("another benchmark's")
-        found["machine"] = str(found["machine"])
-    except OSError as error:
-        raise ConfigError(f"--from {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"--from {path}: is not what `bench attention --json` prints") from None
-    return found
+    """VQ attention beside full and linear attention of others on the same keys, forward and backward."""
+    _measure("attention", json, out, plot, lengths=lengths, repeats=repeats)
 
 
 @bench.command()
-def quantize(repeats: Repeats = None, json: Json = False) -> None:
+def quantize(repeats: Repeats = None, json: Json = False, out: Out = None) -> None:
     """One step of the quantizer beside vector-quantize-pytorch's, time and memory."""
-    _measure("quantize", json, repeats=repeats)
+    _measure("quantize", json, out, repeats=repeats)
 
 
 @bench.command()
-def images(repeats: Repeats = None, json: Json = False) -> None:
+def images(repeats: Repeats = None, json: Json = False, out: Out = None) -> None:
     """Images per second of a VQ-VAE with our quantizer and with vector-quantize-pytorch's."""
-    _measure("images", json, repeats=repeats)
+    _measure("images", json, out, repeats=repeats)
 
 
 @bench.command()
-def generation(repeats: Repeats = None, json: Json = False) -> None:
+def generation(
+    positions: Annotated[
+        list[int] | None, typer.Option("--position", min=1, help="Tokens read before, may be given several times.")
+    ] = None,
+    repeats: Repeats = None,
+    json: Json = False,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
     """Time per generated token at several positions, beside Llama's."""
-    _measure("generation", json, repeats=repeats)
+    _measure("generation", json, out, plot, positions=positions, repeats=repeats)
 
 
 @bench.command()
@@ -102,28 +70,77 @@ def train(
     ] = None,
     repeats: Repeats = None,
     json: Json = False,
+    out: Out = None,
+    plot: Plot = None,
 ) -> None:
     """A training step of a small model beside one of Llama of the same shape."""
-    _measure("train", json, lengths=lengths, repeats=repeats)
+    _measure("train", json, out, plot, lengths=lengths, repeats=repeats)
 
 
-def _measure(name: str, json: bool, **options: Any) -> dict[str, Any]:
-    """Run the benchmark of that name with the options given, print its rows, and return them and the machine."""
-    import platform
+@bench.command("all")
+def all_(
+    page: Annotated[Path, typer.Option("--page", help="The page to write; numbers and pictures go beside it.")] = Path(
+        "docs/results/speed.md"
+    ),
+    section: Annotated[
+        list[str] | None,
+        typer.Option("--section", help="Only this one, may be given several times; without it, those still missing."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure what is there already, too.")] = False,
+    only_page: Annotated[bool, typer.Option("--only-page", help="Measure nothing: write the page anew.")] = False,
+) -> None:
+    """Measure everything on the device at hand, section by section, and write the page of speed.
 
-    import torch
+    A section takes a minute or two and is kept as soon as it is done, so a stopped command goes on where it was.
+    Sections of other devices stay as they are.
+    """
+    from transformer_vq.bench.page import SECTIONS, missing, record, write_page
+    from transformer_vq.config import ConfigError
 
-    module = import_module(f"transformer_vq.bench.{name}")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if unknown := [name for name in section or [] if name not in SECTIONS]:
+        raise ConfigError(f"--section {unknown[0]}: must be one of {', '.join(SECTIONS)}")
+    screen = console(to_stderr=True)
+    wanted = [] if only_page else section or (list(SECTIONS) if again else missing(page))
+    for name in wanted:
+        screen.print(f"bench all: {name}")
+        record(page, name)
+    write_page(page)
+    screen.print(f"{page} is written; numbers and pictures are in {page.with_suffix('')}")
+
+
+def _measure(name: str, json: bool, out: Path | None = None, plot: Path | None = None, **options: Any) -> None:
+    """Run the benchmark of that name with the options given, and print its rows."""
+    from transformer_vq.bench import device
+
+    module, facts = import_module(f"transformer_vq.bench.{name}"), device.about()
+    check_plot(plot)
+    for name_, target in (("--out", out), ("--plot", plot)):
+        _writable(name_, target)
+    where = device.line(facts)
     console(to_stderr=True).print(f"bench {name} on {where}; runs take turns, which takes a while")
     rows = module.run(**{key: value for key, value in options.items() if value is not None})
-    _show(name, where, rows, json)
-    return {"machine": where, "rows": rows}
+    found: dict[str, Any] = {"bench": name, "machine": where, **facts, "rows": rows}
+    if plot is not None:
+        from transformer_vq.bench.plot import picture
 
+        ceilings = device.ceilings()
+        found["ceilings"] = ceilings._asdict()
+        picture(module, rows, ceilings, plot, f"{name}: {facts['device']}")
+    if out is not None:
+        from transformer_vq.files import write_text
 
-def _show(name: str, where: str, rows: list[dict[str, Any]], json: bool) -> None:
+        write_text(out, json_.dumps(found, indent=1) + "\n")
     if json:
-        print_json({"bench": name, "machine": where, "rows": rows})
+        print_json(found)
     else:
-        import_module(f"transformer_vq.bench.{name}").table(rows, f"{name}: {where}")
+        module.table(rows, f"{name}: {where}")
+
+
+def _writable(option: str, target: Path | None) -> None:
+    """Raise ConfigError before minutes of measuring when the folder is not there, or the file is."""
+    from transformer_vq.config import ConfigError
+
+    if target is not None and not target.resolve().parent.is_dir():
+        raise ConfigError(f"{option} {target}: there is no folder {target.parent}")
+    if target is not None and target.exists():
+        raise ConfigError(f"{option} {target}: is there already; name another file")

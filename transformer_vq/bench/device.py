@@ -1,0 +1,88 @@
+"""The machine at hand: its name for tables, and its ceilings, measured: matrix-product FLOP/s and copy bandwidth."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from transformer_vq.bench.turns import timed
+
+
+class Ceilings(NamedTuple):
+    """What no kernel here can exceed."""
+
+    flops: float
+    """FLOP/s of a large matrix product in the type of the benchmark."""
+    bandwidth: float
+    """Bytes/s, read and written, of a copy that does not fit into any cache."""
+
+
+def kind() -> str:
+    """cuda | cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def name() -> str:
+    """Like `NVIDIA H100` or `Intel(R) Xeon(R) Processor @ 2.50GHz`."""
+    if kind() == "cuda":
+        return str(torch.cuda.get_device_name())
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def about() -> dict[str, Any]:
+    """What a number is worth nothing without: device, threads, torch, and the commit of this package."""
+    return {
+        "device": name(),
+        "kind": kind(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def line(facts: dict[str, Any]) -> str:
+    """The same in one line."""
+    threads = "" if facts["kind"] == "cuda" else f", {facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+    at = f", commit {facts['commit']}" if facts["commit"] else ""
+    return f"{facts['device']}{threads}, torch {facts['torch']}{at}"
+
+
+def commit() -> str | None:
+    """Short hash of the checkout that this code is in, `+` where it was changed; None outside of one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if "site-packages" in here.parts:
+            return None
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def ceilings(dtype: torch.dtype | None = None, repeats: int = 5) -> Ceilings:
+    """Medians of `repeats`; dtype: fp32 on a CPU, bf16 on a GPU."""
+    device = kind()
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
+    n, numbers = (8192, 2**28) if device == "cuda" else (1536, 2**25)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    source = torch.ones(numbers, dtype=torch.float32, device=device)
+    target, product = torch.empty_like(source), torch.empty_like(a)
+
+    def median(step: Any) -> float:
+        return statistics.median([timed(step, device) for _ in range(repeats + 1)][1:])
+
+    products = median(lambda: torch.mm(a, b, out=product))
+    return Ceilings(2 * n**3 / products, 2 * source.nbytes / median(lambda: target.copy_(source)))

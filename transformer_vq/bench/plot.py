@@ -1,0 +1,43 @@
+"""Log-log pictures of benchmarks: time over size, one line an implementation, above the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer_vq.bench.device import Ceilings
+from transformer_vq.files import write
+
+Points = Sequence[tuple[float, float, float, float]]
+"""x, lower quartile, median, upper quartile; seconds."""
+
+
+def over_size(
+    target: Path, lines: Mapping[str, Points], floor: Sequence[tuple[float, float]], x_label: str, title: str
+) -> None:
+    """Write a PNG.  lines: by implementation. floor: x and the least seconds that this device could take for ours."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(lines.items()):
+        xs = [p[0] for p in points]
+        color = f"C{i}"
+        axes.plot(xs, [1e3 * p[2] for p in points], "o-", color=color, label=name, markersize=4)
+        axes.fill_between(xs, [1e3 * p[1] for p in points], [1e3 * p[3] for p in points], color=color, alpha=0.2)
+    if floor:
+        xs, ys = [p[0] for p in floor], [1e3 * p[1] for p in floor]
+        axes.plot(xs, ys, "--", color="0.4", label="roofline of VQ: measured ceilings")
+    axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel="milliseconds", title=title)
+    ticks = sorted({p[0] for points in lines.values() for p in points})
+    axes.set_xticks(ticks, [f"{int(x):,}" for x in ticks], rotation=30 if len(ticks) > 4 else 0)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    write(target, lambda part: figure.savefig(part, format="png", dpi=130))
+
+
+def picture(module: Any, rows: Sequence[Mapping[str, Any]], ceilings: Ceilings, target: Path, title: str) -> None:
+    """Of a benchmark module that has sizes: its `lines` above its `floor`."""
+    over_size(target, module.lines(rows), module.floor(rows, ceilings), module.AXIS, title)
