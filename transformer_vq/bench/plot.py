@@ -16,7 +16,7 @@ Points = Sequence[tuple[float, float, float, float]]
 def over_size(
     target: Path, lines: Mapping[str, Points], floor: Sequence[tuple[float, float]], x_label: str, title: str
 ) -> None:
-    """Write a PNG.  lines: by implementation. floor: x and the least seconds that this device could take for ours."""
+    """Write a PNG, SVG or PDF.  lines: by implementation. floor: x and the least seconds that this device could take for ours."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -35,7 +35,7 @@ def over_size(
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    write(target, lambda part: figure.savefig(part, format="png", dpi=130))
+    write(target, lambda part: figure.savefig(part, format=target.suffix[1:], dpi=130))
 
 
 def picture(module: Any, rows: Sequence[Mapping[str, Any]], ceilings: Ceilings, target: Path, title: str) -> None:
