@@ -16,7 +16,7 @@ Points = Sequence[tuple[float, float, float, float]]
 def over_size(
     target: Path, lines: Mapping[str, Points], floor: Sequence[tuple[float, float]], x_label: str, title: str
 ) -> None:
-    """Write a PNG, SVG or PDF.  lines: by implementation. floor: x and the least seconds that this device could take for ours."""
+    """Write a PNG, SVG or PDF.  lines: by implementation. floor: x, and the least seconds this device could take."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
