@@ -75,7 +75,10 @@ def notes(call: Call) -> list[Tensor]:
     """For the backward pass: the cache at the start of each chunk, the merged logsumexp, and a narrow o's original."""
     supports(call)
     how, shape = manner(call), call.q.shape[:4]
-    made = [*starts(call, how, spare=1), call.q.new_empty(*shape, 1, dtype=call.wide_dtype)]
+    lse = call.q.new_zeros(*shape, 1, dtype=call.wide_dtype)  # 0 in chunks that begin in carried keys, not flash's
+    made = [*starts(call, how, spare=1), lse]
+    for kept in made[:2]:
+        kept[-1].zero_()  # the spare chunk is not always there
     return made if call.v.dtype == how.narrow else [*made, call.v.new_empty(*shape, call.v.shape[3], dtype=how.narrow)]
 
 
