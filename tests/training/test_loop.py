@@ -254,7 +254,7 @@ def test_tensorboard_gets_the_records(tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("transformer_vq.training.trackers.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"train\.trackers = wandb: is not installed"):
+    with pytest.raises(ConfigError, match=r"train\.trackers = wandb: needs wandb"):
         train_toy(toy_config(tmp_path / "run", trackers=["wandb"]))
 
 

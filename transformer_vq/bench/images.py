@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from transformer_vq.config import ConfigError
+from transformer_vq.config.extras import need
 from transformer_vq.config.images import ImagesConfig
 from transformer_vq.config.quantizer import VQConfig
 from transformer_vq.images.model import ImageModel
@@ -31,12 +31,7 @@ def run(
     32x32 colour pictures to a 16x16 grid of codes, fp32; a step is forward, backward, AdamW and the EMA.
     Raises ConfigError when the other package is not installed.
     """
-    try:
-        from vector_quantize_pytorch import VectorQuantize
-    except ImportError:
-        raise ConfigError(
-            "bench images: needs vector-quantize-pytorch to compare with; pip install vector-quantize-pytorch==1.32.0"
-        ) from None
+    VectorQuantize = need("vector_quantize_pytorch", "bench images").VectorQuantize
     quantizer = VQConfig(codes=codes, estimator="rotation", ema=EMA, commit=1 / code_dim)
     config = ImagesConfig(width=width, multipliers=[1, 2], code_dim=code_dim, quantizer=quantizer)
     ours, rest = (ImageModel(config, CHANNELS).to(device).train() for _ in range(2))

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from transformer_vq.config import ConfigError, TransformerVQConfig
+from transformer_vq.config import TransformerVQConfig
+from transformer_vq.config.extras import need
 from transformer_vq.models import TransformerVQ
 
 SHAPE: dict[str, Any] = {
@@ -31,10 +32,7 @@ def ours(**changes: Any) -> TransformerVQ:
 
 def llama(config: TransformerVQConfig) -> nn.Module:
     """Layers, widths, heads and SwiGLU of `config`, fresh weights.  Raises ConfigError without transformers."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        raise ConfigError("bench: Llama needs transformers: pip install 'transformer-vq[hub]'") from None
+    transformers = need("transformers", "bench: Llama")
     hidden = config.mlp_dim or -(-8 * config.width // 24) * 8
     sizes: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -49,5 +47,5 @@ def llama(config: TransformerVQConfig) -> nn.Module:
         "eos_token_id": 0,
         "attn_implementation": "sdpa",
     }
-    model: nn.Module = LlamaForCausalLM(LlamaConfig(**sizes))
+    model: nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
     return model

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transformer_vq.bench.memory import largest_resident
-from transformer_vq.config.base import ConfigError
+from transformer_vq.config.extras import need
 from transformer_vq.quantizers import build_quantizer
 
 Step = Callable[[], None]
@@ -28,12 +28,7 @@ def run(
 
     On the CPU, in fp32, one head.  Raises ConfigError when the other package is not installed.
     """
-    try:
-        import vector_quantize_pytorch  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "bench quantize: needs vector-quantize-pytorch to compare with; pip install vector-quantize-pytorch==1.32.0"
-        ) from None
+    need("vector_quantize_pytorch", "bench quantize")
     arguments = (vectors, dim, codes, estimator)
     steps = {name: build(*arguments) for name, build in BUILDERS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -113,6 +113,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (Failure, WriteError) as error:
         print_error(str(error))
         return 1
+    except ModuleNotFoundError as error:
+        from transformer_vq.config.extras import missing
+
+        if (found := missing(error)) is None:
+            raise
+        print_error(str(found))
+        return 2
     except MemoryError:
         print_error("there is not enough memory for this")
         return 1

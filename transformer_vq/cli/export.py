@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +29,8 @@ def export(run: Run, folder: Target, json: Json = False) -> None:
     if folder.exists():
         raise ConfigError(f"{folder}: is there already; name another")
     loaded = open_run(run)
-    with needs_transformers("export"):
-        from transformer_vq.hub.export import export as write
+    from transformer_vq.hub.export import export as write
+
     files = write(loaded, folder_of(run), folder)
     if json:
         print_json({"run": run, "folder": str(folder), "files": files})
@@ -51,24 +49,11 @@ def import_(folder: Source, run: NewRun, overrides: Overrides = None, json: Json
 
     if run.exists():
         raise ConfigError(f"{run}: is there already; name another")
-    with needs_transformers("import"):
-        from transformer_vq.hub.importing import import_folder
+    from transformer_vq.hub.importing import import_folder
+
     step = import_folder(folder, run, overrides or [])
     if json:
         print_json({"folder": str(folder), "run": str(run), "step": step})
     else:
         console().print(f"{folder} -> {run}, step {step}", soft_wrap=True)
         console().print(f"transformer-vq eval {run}", markup=False)
-
-
-@contextmanager
-def needs_transformers(command: str) -> Iterator[None]:
-    """Raises ConfigError where an import inside finds no transformers."""
-    from transformer_vq.config import ConfigError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ConfigError(f"{command}: needs transformers: pip install 'transformer-vq[hub]'") from None

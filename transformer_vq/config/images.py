@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from transformer_vq.config.base import ConfigError, Settings
+from transformer_vq.config.base import Settings
+from transformer_vq.config.extras import MissingPackage, wanted
 from transformer_vq.config.quantizer import KeyQuantizer, QuantizerConfig, SimVQConfig, VQConfig
 from transformer_vq.config.run import CheckpointConfig, OptimizationConfig
 
@@ -159,10 +160,9 @@ class ImageRunConfig(Settings):
 
 
 def check_packages() -> None:
-    """Raises ConfigError where a package of the extra `images` that every run needs is not installed."""
-    missing = [name for name in ("PIL", "torchmetrics") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"pictures need {' and '.join(missing)}: pip install 'transformer-vq[images]'")
+    """Raises MissingPackage where the package of the extra `images` that every run needs is not installed."""
+    if find_spec("torchmetrics") is None:
+        raise MissingPackage(f"images: needs torchmetrics: pip install {wanted('torchmetrics')}")
 
 
 def check_grid(images: ImagesConfig, height: int, width: int) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.extras import need
 from transformer_vq.convert.flax_tree import Tree, flat, nested, pack, unpack
 from transformer_vq.files import write, writing
 from transformer_vq.training.run_folder import KEPT
@@ -129,11 +130,7 @@ def _restore(path: Path) -> Tree:
     """The parameters of a folder of another layout, read by Orbax as numpy arrays.  Raises ConfigError, ValueError."""
     if not (path / ABOUT).is_file():
         raise ConfigError(f"{path}: is no checkpoint; it holds neither a file {TREE} nor Orbax's {ABOUT}")
-    try:
-        import jax
-        import orbax.checkpoint as orbax
-    except ImportError:
-        raise ConfigError(f"{path}: needs Orbax to be read: pip install 'transformer-vq[orbax]'") from None
+    jax, orbax = need("jax", str(path)), need("orbax.checkpoint", str(path))
     checkpointer, path = orbax.PyTreeCheckpointer(), path.resolve()
     try:
         structure = checkpointer.metadata(path).item_metadata.tree

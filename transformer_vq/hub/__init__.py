@@ -4,11 +4,15 @@ Needs `pip install 'transformer-vq[hub]'`. After `import transformer_vq.hub`, `A
 reads what `save_pretrained` wrote.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformer_vq.config.extras import need
 
-from transformer_vq.hub.cache import TransformerVQCache
-from transformer_vq.hub.config import TransformerVQHubConfig
-from transformer_vq.hub.models import TransformerVQForCausalLM, TransformerVQModel
+need("transformers", "transformer_vq.hub")
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402  # without it, one line says so
+
+from transformer_vq.hub.cache import TransformerVQCache  # noqa: E402
+from transformer_vq.hub.config import TransformerVQHubConfig  # noqa: E402
+from transformer_vq.hub.models import TransformerVQForCausalLM, TransformerVQModel  # noqa: E402
 
 __all__ = ["TransformerVQCache", "TransformerVQForCausalLM", "TransformerVQHubConfig", "TransformerVQModel"]
 

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformer_vq.config import ConfigError
+from transformer_vq.config.extras import need
 from transformer_vq.config.study import EngineConfig
 from transformer_vq.studies.execute import Job, execute
 from transformer_vq.studies.folder import RESULTS, read_status, write_status
@@ -166,10 +166,7 @@ def _leave_with_parent(parent: int) -> None:
 
 def submitit_(jobs: Sequence[Job], at_once: int, options: EngineConfig) -> Ended:
     """An array of Slurm jobs, `at_once` of them at a time; where there is no Slurm, processes of this machine."""
-    try:
-        import submitit
-    except ImportError:
-        raise ConfigError("--engine submitit: is not installed; pip install 'transformer-vq[cluster]'") from None
+    submitit = need("submitit", "--engine submitit")
     settings = {"timeout_min": 240, **options.submitit}
     executor = submitit.AutoExecutor(
         folder=Path(jobs[0].folder).parent / "submitit", cluster=settings.pop("cluster", None)
@@ -190,10 +187,7 @@ def submitit_(jobs: Sequence[Job], at_once: int, options: EngineConfig) -> Ended
 
 def ray_(jobs: Sequence[Job], at_once: int, options: EngineConfig) -> Ended:
     """Tasks on a Ray cluster (RAY_ADDRESS, or `engine: {ray: {address: …}}`), else on one started on this machine."""
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("--engine ray: is not installed; pip install 'transformer-vq[cluster]'") from None
+    ray = need("ray", "--engine ray")
     settings = dict(options.ray)
     share = {name: settings.pop(name) for name in ("num_cpus", "num_gpus") if name in settings}
     started = not ray.is_initialized()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.extras import need
 from transformer_vq.data.documents import Piece
 from transformer_vq.data.tokenizers.base import Encoded, decode_utf8, token_dtype
 from transformer_vq.data.tokenizers.context import LibraryTokenizer
@@ -26,13 +27,8 @@ class SentencePieceTokenizer(LibraryTokenizer):
     def __init__(self, model: bytes, where: str) -> None:
         """model: the content of a `.model` file.  Raises ConfigError without the package, or for another file."""
         super().__init__()
-        try:
-            from sentencepiece import SentencePieceProcessor
-        except ImportError:
-            raise ConfigError(
-                f"data.tokenizer = {where}: needs the package sentencepiece; pip install 'transformer-vq[tokenizers]'"
-            ) from None
-        self._model, self._inner = model, SentencePieceProcessor()
+        package = need("sentencepiece", f"data.tokenizer = {where}")
+        self._model, self._inner = model, package.SentencePieceProcessor()
         try:
             self._inner.LoadFromSerializedProto(model)
         except (RuntimeError, ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.extras import need
 from transformer_vq.data.tokenizers.base import byte_symbols
 from transformer_vq.data.tokenizers.library import JsonTokenizer
 
@@ -28,12 +29,7 @@ PATTERNS = {"gpt2": GPT2_PATTERN, "r50k_base": GPT2_PATTERN, "p50k_base": GPT2_P
 def from_package(name: str) -> JsonTokenizer:
     """`tiktoken:NAME`, by the package, which fetches it once.  Raises ConfigError, one line saying what was tried."""
     where = f"{PREFIX}{name}"
-    try:
-        import tiktoken
-    except ImportError:
-        raise ConfigError(
-            f"data.tokenizer = {where}: needs the package tiktoken; pip install 'transformer-vq[tokenizers]'"
-        ) from None
+    tiktoken = need("tiktoken", f"data.tokenizer = {where}")
     known = tiktoken.list_encoding_names()
     if name not in known:
         raise ConfigError(f"data.tokenizer = {where}: must be tiktoken:NAME, NAME one of {', '.join(known)}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError
 from transformer_vq.config.explain import one_line, some
+from transformer_vq.config.extras import need
 from transformer_vq.config.images import ImageDataConfig
 from transformer_vq.data.arrays import Place, classes_of, find_arrays
 from transformer_vq.data.npz import read_array
@@ -27,13 +28,7 @@ Labelled = tuple[NDArray[np.uint8], NDArray[np.int64] | None]
 
 def digits(config: ImageDataConfig, *notes: str) -> Found:
     """scikit-learn's 8x8 digits."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ConfigError(
-            f"data.source = {config.source}: needs scikit-learn: pip install 'transformer-vq[images]'"
-        ) from None
-    raw = load_digits()
+    raw = need("sklearn.datasets", f"data.source = {config.source}").load_digits()
     array = np.round(raw.images * (255 / 16)).astype(np.uint8)  # 17 grey levels
     splits = {"train": (from_array(array, "digits"), raw.target.astype(np.int64))}
     return _alike("scikit-learn digits", splits, hashlib.sha256(array.tobytes()).hexdigest(), config, notes)
