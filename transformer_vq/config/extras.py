@@ -21,7 +21,7 @@ EXTRAS = {
 }
 """Extras of pyproject.toml, and the modules by which code knows them."""
 
-ALONE = {"vector_quantize_pytorch": "vector-quantize-pytorch==1.32.0"}
+ALONE = {"vector_quantize_pytorch": "vector-quantize-pytorch==1.32.0", "fla": "flash-linear-attention"}
 """Modules of no extra: what pip calls them."""
 
 
