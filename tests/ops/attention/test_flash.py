@@ -15,6 +15,8 @@ from torch import Tensor
 
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.ops.attention import flash, flash_kernels, resolve_backend
+from transformer_vq.ops.attention.arguments import Arguments
+from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.flash_kernels import FlashAttention2, FlashAttention3, OfPyTorch, OnCPU
 
 RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
@@ -89,6 +91,19 @@ def test_the_kernel_does_the_strips_and_can_be_another(monkeypatch, gradients, c
     monkeypatch.setattr(flash, "provider", lambda device: Watched(wrong=True))
     with pytest.raises(AssertionError, match="relative error"):
         assert_same(run(case, "flash"), right, rtol=1e-3)
+
+
+def test_every_note_is_written():
+    """New memory is filled with NaN, so that what is forgotten shows: notes are outputs of an op, and compared."""
+    case = attention_case(T=37, window=5, block_len=8, H=4, rotary=True)
+    ready = prepare(Arguments(**case.tensors, **case.options, **case.extra))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        notes = flash.notes(ready)
+        assert flash.forward(ready, notes).isfinite().all() and all(x.isfinite().all() for x in notes)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_narrow_values_do_not_cost_the_others_their_digits():
