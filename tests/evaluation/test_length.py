@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models_for_evaluation import tiny_model, tiny_split
 
 from transformer_vq.evaluation import length as module
-from transformer_vq.evaluation.length import bins, bits_by_position, score_texts
+from transformer_vq.evaluation.length import bins, score_texts
 from transformer_vq.evaluation.plots import draw_positions
 from transformer_vq.evaluation.recurrence import last_seen
 
@@ -36,7 +36,7 @@ def test_equals_one_pass_over_each_text(kind, batch_size, monkeypatch):
     with torch.no_grad():
         logits = model(tokens[:90].view(3, length)).logits
     bits = -logits.log_softmax(-1).gather(-1, tokens[1:].view(3, length, 1))[..., 0] / math.log(2)
-    found = bits_by_position(model, split, length, batch_size)
+    found = score_texts(model, split, length, batch_size).by_position()
     assert [(b.start, b.stop) for b in found] == [(0, 4), (4, 6), (6, 8), (8, 11), (11, 16), (16, 23), (23, 30)]
     for b in found:
         per_text = bits[:, b.start : b.stop].mean(1)  # a token is a byte
@@ -47,20 +47,22 @@ def test_equals_one_pass_over_each_text(kind, batch_size, monkeypatch):
 def test_bytes_are_those_under_the_tokens_of_the_bin():
     model, split = tiny_model(), tiny_split(100, documents=(0,))
     covers = np.random.default_rng(5).integers(0, 7, 100)
-    found = bits_by_position(model, replace(split, covers=covers.astype(np.uint8), bytes=int(covers.sum())), 30)
-    plain = bits_by_position(model, split, 30)
+    found = score_texts(
+        model, replace(split, covers=covers.astype(np.uint8), bytes=int(covers.sum())), 30
+    ).by_position()
+    plain = score_texts(model, split, 30).by_position()
     under = covers[1:91].reshape(3, 30)
     for a, b in zip(found, plain, strict=True):
         bits = b.bits_per_byte * 3 * (b.stop - b.start)
         assert a.bits_per_byte == pytest.approx(bits / under[:, b.start : b.stop].sum(), rel=1e-10)
     with pytest.raises(ValueError, match="without their text"):
-        bits_by_position(model, replace(split, bytes=None), 30)
+        score_texts(model, replace(split, bytes=None), 30).by_position()
 
 
 def test_only_the_first_texts():
     model, split = tiny_model(), tiny_split(100, documents=(0,))
-    one = bits_by_position(model, split, 20, max_texts=1)
-    assert [b[:3] for b in one] == [b[:3] for b in bits_by_position(model, split.head(21), 20)]
+    one = score_texts(model, split, 20, max_texts=1).by_position()
+    assert [b[:3] for b in one] == [b[:3] for b in score_texts(model, split.head(21), 20).by_position()]
     assert all(math.isnan(b.standard_error) for b in one)
 
 
@@ -89,12 +91,12 @@ def test_recurrences_are_found_within_each_text():
 )
 def test_bad_sizes(keys, says):
     with pytest.raises(ValueError, match=says):
-        bits_by_position(tiny_model(), tiny_split(100), **keys)
+        score_texts(tiny_model(), tiny_split(100), **keys).by_position()
 
 
 def test_the_picture_has_a_line_a_run_over_growing_positions():
     model, split = tiny_model(), tiny_split(100, documents=(0,))
-    results = {"a": bits_by_position(model, split, 40), "b": bits_by_position(model, split, 40)}
+    results = {"a": score_texts(model, split, 40).by_position(), "b": score_texts(model, split, 40).by_position()}
     axes = draw_positions(results, [10]).axes[0]
     lines = [line for line in axes.lines if line.get_label() in results]
     assert len(lines) == 2 and all(np.all(np.diff(line.get_xdata()) > 0) for line in lines)

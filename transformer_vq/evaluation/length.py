@@ -77,18 +77,6 @@ class Texts:
         return found
 
 
-def bits_by_position(
-    model: TransformerVQ,
-    split: TokenFile,
-    length: int,
-    batch_size: int = 16,
-    max_texts: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Bin]:
-    """Bits per byte by position; arguments and errors as `score_texts` has them."""
-    return score_texts(model, split, length, batch_size, max_texts, progress).by_position()
-
-
 def score_texts(
     model: TransformerVQ,
     split: TokenFile,
