@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from transformer_vq.bench.turns import timed
+from transformer_vq.machine import commit, cpu_name
 
 
 class Ceilings(NamedTuple):
@@ -31,12 +29,7 @@ def name() -> str:
     """Like `NVIDIA H100` or `Intel(R) Xeon(R) Processor @ 2.50GHz`."""
     if kind() == "cuda":
         return str(torch.cuda.get_device_name())
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def about() -> dict[str, Any]:
@@ -55,21 +48,6 @@ def line(facts: dict[str, Any]) -> str:
     threads = "" if facts["kind"] == "cuda" else f", {facts['threads']} thread{'s' * (facts['threads'] > 1)}"
     at = f", commit {facts['commit']}" if facts["commit"] else ""
     return f"{facts['device']}{threads}, torch {facts['torch']}{at}"
-
-
-def commit() -> str | None:
-    """Short hash of the checkout that this code is in, `+` where it was changed; None outside of one."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if "site-packages" in here.parts:
-            return None
-        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--", "."))
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def ceilings(dtype: torch.dtype | None = None, repeats: int = 5) -> Ceilings:

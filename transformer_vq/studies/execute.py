@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 import traceback
@@ -22,6 +21,7 @@ from typing import Any, Self
 
 from transformer_vq.config import validate
 from transformer_vq.files import WriteError, complaint, lock
+from transformer_vq.machine import commit, cpu_name
 from transformer_vq.studies.folder import RESULTS, read_status, write_status
 from transformer_vq.studies.kinds import load
 
@@ -151,34 +151,10 @@ def software() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """What the run ran on. A run that never loaded torch has used neither its threads nor its GPUs."""
-    found: dict[str, Any] = {"cpu": _cpu_name(), "cores": os.cpu_count()}
+    found: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count()}
     if hasattr(os, "sched_getaffinity"):
         found["cores"] = len(os.sched_getaffinity(0))
     if torch := sys.modules.get("torch"):
         found |= {"threads": torch.get_num_threads()}
         found |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
     return found
-
-
-def commit() -> str | None:
-    """The commit that the package is a checkout of, with `+` when files differ from it; None outside a checkout."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    git = ["git", "-C", str(folder)]
-    try:
-        name = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], encoding="utf-8")
-        differs = [*git, "status", "--porcelain", "--untracked-files=no", "--", "transformer_vq"]
-        changed = subprocess.check_output(differs, encoding="utf-8", errors="replace")
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return name.strip() + ("+" if changed.strip() else "")
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

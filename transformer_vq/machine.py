@@ -1,0 +1,32 @@
+"""Which machine and which commit a number comes from. Standard library alone: whoever asks need not load torch."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+
+def cpu_name() -> str:
+    """Like `Intel(R) Xeon(R) Processor @ 2.50GHz`."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit that the package is a checkout of, with `+` when files differ from it; None outside a checkout."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return None
+    git = ["git", "-C", str(folder)]
+    try:
+        name = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], encoding="utf-8")
+        differs = [*git, "status", "--porcelain", "--untracked-files=no", "--", "transformer_vq"]
+        changed = subprocess.check_output(differs, encoding="utf-8", errors="replace")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return name.strip() + ("+" if changed.strip() else "")
