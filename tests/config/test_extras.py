@@ -9,16 +9,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from transformer_vq.bench import images as bench_images
 from transformer_vq.bench import llama, quantize
+from transformer_vq.bench.rivals import Heads, flash, gla
 from transformer_vq.config import ConfigError, TransformerVQConfig
-from transformer_vq.config.extras import ALONE, EXTRAS, MissingPackage, need, wanted
+from transformer_vq.config.extras import ALONE, EXTRAS, MissingPackage, lack, need, wanted
 from transformer_vq.config.images import ImageDataConfig, check_packages
 from transformer_vq.config.study import EngineConfig
 from transformer_vq.convert import files
 from transformer_vq.data.tokenizers import sentencepiece, tiktoken
 from transformer_vq.images.sources import arrays
+from transformer_vq.ops.attention import resolve_backend
 from transformer_vq.studies import engines
 from transformer_vq.training.trackers import check_trackers
 
@@ -97,6 +100,19 @@ def test_the_quantizers_bench_orbax_trackers_and_pictures_too(tmp_path, monkeypa
     monkeypatch.setattr("transformer_vq.config.images.find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match=r"torchmetrics: pip install 'transformer-vq\[images\]'"):
         check_packages()
+
+
+def test_backends_and_rivals_say_it_in_the_same_words(monkeypatch):
+    hidden = {"triton": "gpu", "flash_attn": "flash"}
+    for name in (*hidden, "flash_attn_interface", "fla"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("torch.backends.cuda.is_flash_attention_available", lambda: False)
+    for backend, (module, extra) in zip(("triton", "flash"), hidden.items(), strict=True):
+        with pytest.raises(ValueError, match=f"^backend {backend}: needs {module}: pip install") as caught:
+            resolve_backend(backend, "cuda", 9, 4, 3)
+        assert lack(module) in str(caught.value) and f"'transformer-vq[{extra}]'" in lack(module)
+    heads = Heads(*[torch.zeros(1, 1, 2, 4)] * 4)
+    assert flash(heads) == lack("flash_attn") and gla(heads) == lack("fla")
 
 
 def test_the_command_line_says_it_in_one_line():

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from transformer_vq.config.extras import lack
+
 Step = Callable[[], object]
 
 
@@ -51,7 +53,7 @@ def cudnn(x: Heads) -> Step | str:
 
 def flash(x: Heads) -> Step | str:
     """Package flash-attn."""
-    if why := _missing("flash_attn", "flash-attn") or _only_on_gpu(x):
+    if why := _missing("flash_attn") or _only_on_gpu(x):
         return why
     from flash_attn import flash_attn_func
 
@@ -64,7 +66,7 @@ def flash(x: Heads) -> Step | str:
 
 def gated_delta_net(x: Heads) -> Step | str:
     """Package flash-linear-attention."""
-    if why := _missing("fla", "flash-linear-attention") or _only_on_gpu(x):
+    if why := _missing("fla") or _only_on_gpu(x):
         return why
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
@@ -79,7 +81,7 @@ def gated_delta_net(x: Heads) -> Step | str:
 
 def gla(x: Heads) -> Step | str:
     """Package flash-linear-attention."""
-    if why := _missing("fla", "flash-linear-attention") or _only_on_gpu(x):
+    if why := _missing("fla") or _only_on_gpu(x):
         return why
     from fla.ops.gla import chunk_gla
 
@@ -111,8 +113,8 @@ def able(make: Callable[[Heads], Step | str], x: Heads) -> Step | str:
     return step
 
 
-def _missing(module: str, package: str) -> str | None:
-    return None if find_spec(module) else f"{package} is not installed"
+def _missing(module: str) -> str | None:
+    return None if find_spec(module) else lack(module)
 
 
 def _only_on_gpu(x: Heads) -> str | None:

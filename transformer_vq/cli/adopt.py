@@ -48,17 +48,14 @@ def adopt(
     Example: transformer-vq adopt HuggingFaceTB/SmolLM2-135M runs/smol data.source=text/ model.window=256
     """
     from transformer_vq.config import ConfigError, RunConfig, load_config
+    from transformer_vq.config.extras import need
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("adopt: converts in one process; several tune: transformer-vq train RUN --resume")
     if not resume and run.exists():
         raise ConfigError(f"{run}: is there already; name another, or --resume to go on with it")
-    try:
-        from transformer_vq.hub.adopt import convert, report
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ConfigError("adopt: needs transformers: pip install 'transformer-vq[hub]'") from None
+    need("transformers", "adopt")
+    from transformer_vq.hub.adopt import convert, report
     from transformer_vq.training import CheckpointError, TrainingDiverged, TrainingInterrupted
     from transformer_vq.training import run as tune
 

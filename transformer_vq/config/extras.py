@@ -38,6 +38,12 @@ def wanted(module: str) -> str | None:
     return ALONE.get(package)
 
 
+def lack(module: str, what: str = "") -> str:
+    """The sentence where `module` is not there: what needs it, and the command that brings it."""
+    package = module.partition(".")[0]
+    return f"{what}{': ' if what else ''}needs {package}: pip install {wanted(package) or package}"
+
+
 def need(module: str, what: str) -> Any:
     """The module, imported.  Raises MissingPackage where `what` cannot be had for want of it."""
     try:
@@ -51,6 +57,4 @@ def need(module: str, what: str) -> Any:
 def missing(error: ModuleNotFoundError, what: str = "") -> MissingPackage | None:
     """The sentence for an import that failed; None where no extra brings what was not found."""
     name = error.name or ""
-    if (argument := wanted(name)) is None:
-        return None
-    return MissingPackage(f"{what}{': ' if what else ''}needs {name.partition('.')[0]}: pip install {argument}")
+    return MissingPackage(lack(name, what)) if wanted(name) else None

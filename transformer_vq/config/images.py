@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from transformer_vq.config.base import Settings
-from transformer_vq.config.extras import MissingPackage, wanted
+from transformer_vq.config.extras import MissingPackage, lack
 from transformer_vq.config.quantizer import KeyQuantizer, QuantizerConfig, SimVQConfig, VQConfig
 from transformer_vq.config.run import CheckpointConfig, OptimizationConfig
 
@@ -162,7 +162,7 @@ class ImageRunConfig(Settings):
 def check_packages() -> None:
     """Raises MissingPackage where the package of the extra `images` that every run needs is not installed."""
     if find_spec("torchmetrics") is None:
-        raise MissingPackage(f"images: needs torchmetrics: pip install {wanted('torchmetrics')}")
+        raise MissingPackage(lack("torchmetrics", "images"))
 
 
 def check_grid(images: ImagesConfig, height: int, width: int) -> None:

@@ -151,6 +151,11 @@ def validate(tree: dict[str, Any], schema: type[Settings]) -> Any:
     return schema(**tree)
 
 
+def lack(module: str, what: str = "") -> str:
+    """The sentence where a package is not there."""
+    return f"{what}{': ' if what else ''}needs {module}: pip install {module.replace('_', '-')}"
+
+
 def explain(error: BaseException, *_: Any) -> str:
     """Its text."""
     return str(error)

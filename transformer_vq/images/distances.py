@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.extras import wanted
 from transformer_vq.config.images import ImageEvalConfig
 from transformer_vq.images.batches import to_unit
 from transformer_vq.images.classifier import FEATURES, check_cache, classifier_of
@@ -176,4 +177,4 @@ def _colour(pictures: Tensor) -> Tensor:
 
 
 def _reason(what: str, error: BaseException) -> str:
-    return f"{what} cannot be had here ({' '.join(str(error).split())[:160]}); pip install 'transformer-vq[images-fid]'"
+    return f"{what} cannot be had here ({' '.join(str(error).split())[:160]}); pip install {wanted('torchvision')}"

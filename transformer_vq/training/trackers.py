@@ -23,7 +23,7 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from transformer_vq.config.extras import MissingPackage, wanted
+from transformer_vq.config.extras import MissingPackage, lack
 from transformer_vq.evaluation.histograms import Histogram, KeyHistograms
 from transformer_vq.files import read_text, write_text, writing
 from transformer_vq.quantizers import Quantizer
@@ -37,7 +37,7 @@ def check_trackers(trackers: Sequence[str]) -> None:
     """Raises MissingPackage for one that is not installed, and imports none."""
     for tracker in trackers:
         if find_spec(tracker) is None:
-            raise MissingPackage(f"train.trackers = {tracker}: needs {tracker}: pip install {wanted(tracker)}")
+            raise MissingPackage(lack(tracker, f"train.trackers = {tracker}"))
 
 
 class Trackers:

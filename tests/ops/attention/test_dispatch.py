@@ -38,8 +38,8 @@ BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.flo
         (4096, 64, 65, FP32, 90, True, "blockwise", "registers"),
         (4096, 64, 1536, FP32, 90, True, "blockwise", "registers"),
         (4096, 64, 64, FP64, 90, True, "blockwise", "do not take fp64"),
-        (4096, 128, 128, BF16, 90, False, "blockwise", "Triton is not installed"),
-        (4096, 64, 64, FP32, 90, False, "blockwise", "Triton is not installed"),
+        (4096, 128, 128, BF16, 90, False, "blockwise", "needs triton: pip install"),
+        (4096, 64, 64, FP32, 90, False, "blockwise", "needs triton: pip install"),
     ],
 )
 def test_auto_on_a_gpu(T, K, V, dtype, arch, triton, name, why):

@@ -137,7 +137,7 @@ def test_what_it_cannot_do_is_refused_in_one_line(shape, says):
 
 def test_where_there_is_no_kernel_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(flash, "provider", lambda device: None)
-    with pytest.raises(ValueError, match=r"pip install 'transformer-vq\[flash\]'"):
+    with pytest.raises(ValueError, match=r"backend flash: needs flash_attn: pip install 'transformer-vq\[flash\]'"):
         resolve_backend("flash", "cuda", 9, 4, 3)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="tensors are on meta"):

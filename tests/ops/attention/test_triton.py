@@ -37,5 +37,5 @@ def test_it_is_refused_on_the_cpu_in_one_line(monkeypatch):
 
 def test_it_says_when_triton_is_not_installed(monkeypatch):
     monkeypatch.setattr(fused, "installed", lambda: False)
-    with pytest.raises(ValueError, match="triton is not installed"):
+    with pytest.raises(ValueError, match=r"backend triton: needs triton: pip install 'transformer-vq\[gpu\]'"):
         resolve_backend("triton", "cuda", 9, 4, 3)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from transformer_vq.config.extras import lack
+
 SHORT = 32
 """Up to this many tokens the quadratic form is taken: at 16 it needs 0.7 of block-wise time, at 64 already 1.1."""
 FUSED = 256
@@ -53,7 +55,7 @@ def choose(x: Look) -> tuple[str, str]:
     if x.dtype == torch.float32 and widest <= FUSED_SINGLE and x.arch >= 90 and x.triton:
         return "triton", f"fused kernels for {name} up to {FUSED_SINGLE} wide, {x.T} tokens"
     if not x.triton:
-        why = "Triton is not installed (extra `gpu`)"
+        why = lack("triton", "a fused kernel")
     elif narrow:
         why = f"keys are {x.K} wide, and fused kernels hold at most {FUSED}"
     elif x.dtype == torch.float32:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_vq.config.extras import lack
 from transformer_vq.ops.attention import flash_kernels
 from transformer_vq.ops.attention.blocks import (
     Buffers,
@@ -46,7 +47,7 @@ def refusal(device: torch.device | str) -> str | None:
     if device.type not in ("cpu", "cuda"):
         return f"backend flash: needs a GPU or a CPU, and tensors are on {device.type}"
     if provider(device) is None:
-        return "backend flash: PyTorch has none here; pip install 'transformer-vq[flash]', or take triton or blockwise"
+        return f"{lack('flash_attn', 'backend flash')}, or take triton or blockwise"  # PyTorch has none either
     return None
 
 

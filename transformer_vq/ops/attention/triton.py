@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from transformer_vq.config.extras import lack
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.kernels.plan import Past, Plan
 from transformer_vq.ops.attention.kernels.tiles import Tiles, tiles
@@ -32,7 +33,7 @@ WIDEST = 256
 def refusal(device: torch.device | str) -> str | None:
     """Why the kernels cannot run on this device, in one line; None where they can."""
     if not installed():
-        return "backend triton: triton is not installed; pip install triton, or take blockwise"
+        return f"{lack('triton', 'backend triton')}, or take blockwise"
     kind = torch.device(device).type
     if kind == "cpu" and not interpreted():
         return "backend triton: needs a GPU, and tensors are on cpu; TRITON_INTERPRET=1 interprets it there (very slow)"
