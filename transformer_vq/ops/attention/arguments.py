@@ -42,6 +42,7 @@ class Arguments:
     rotary: Tensor | None = None
     """(K/2,)."""
     state: AttentionState | None = None
+    linked: bool = False
     segments: Tensor | None = None
     """(B, T) int64."""
     mask: Tensor | None = None
@@ -114,6 +115,8 @@ def check(x: Arguments) -> None:
         raise ValueError(f"mask must be bool, True where a token is real, not {x.mask.dtype}")
     if x.codes.dtype != torch.int64:
         raise ValueError(f"codes must be int64, not {x.codes.dtype}")
+    if x.linked and x.state is None:
+        raise ValueError("linked needs the state that gradient flows to")
     if x.state is not None:
         check_state(x.state, (B, Hkv, K, V, x.codebook.shape[1], x.window))
 

@@ -99,7 +99,7 @@ def learned_gradients(call: Call, how: Manner, of_inputs: Callable[[Plan, Inputs
     with torch.enable_grad():
         plan, x = layout(call, how)
     inputs = Inputs(*(None if t is None else t.detach() for t in x))  # type: ignore[arg-type]
-    grads = of_inputs(plan, inputs)
+    grads = of_inputs(replace(plan, total=plan.total.detach()), inputs)
     pairs = [(t, g) for t, g in zip(x, grads, strict=True) if t is not None and g is not None and t.requires_grad]
     outputs, given = [t for t, _ in pairs], [g.to(t.dtype) for t, g in pairs]
     return list(torch.autograd.grad(outputs, call.learned(), given, materialize_grads=True))
@@ -116,7 +116,7 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
         return F.pad(keys, (0, 0, 0, missing)) if missing else keys
 
     q, q_far, k = positioned(call)
-    two_sided = call.rotary is not None or call.exact_window or not call.fresh
+    two_sided = call.rotary is not None or call.exact_window or not (call.fresh or call.linked)
     k_far = pad(call.k_beyond_window) if two_sided else None
 
     S = call.codebook.shape[1] if call.cache else 0
@@ -141,7 +141,8 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
         through=call.grad_through_cache,
     )
     q_beyond = None if q_far is q and not call.exact_window else q_far
-    return plan, Inputs(q, q_beyond, pad(k), k_far, pad(call.v_with_carried), call.bias)
+    total = plan.total if call.linked else None
+    return plan, Inputs(q, q_beyond, pad(k), k_far, pad(call.v_with_carried), call.bias, total)
 
 
 class Share(NamedTuple):
@@ -208,9 +209,9 @@ def attend(plan: Plan, x: Inputs, begun: Starts) -> Tensor:
 
 
 def gradients(plan: Plan, x: Inputs, d_o: Tensor, begun: Starts) -> Inputs:
-    """Gradients of q, q_far, k, k_far, v and bias, where they exist, wide, from the last chunk to the first.
+    """Gradients of the inputs, where they exist, wide, from the last chunk to the first.
 
-    Each slice of query heads adds to gradients of keys and values of its own; these are summed in the order of slices.
+    Each slice of query heads adds to gradients of keys, values and sums of its own; these are summed in their order.
     """
     d_o = d_o.to(x.q.dtype)
     zeros = [None if t is None else torch.zeros_like(t, dtype=plan.total.dtype) for t in x]
@@ -232,6 +233,8 @@ def gradients(plan: Plan, x: Inputs, d_o: Tensor, begun: Starts) -> Inputs:
                     cache = begun[0][i, at.b, at.h], begun[1][i, at.b, at.h]
                     slope = d_o[:, :, piece.groups]
                     running = chunk_backward(mine, theirs, slope, at, piece.plan, cache, running, buffers)
+                if theirs.total is not None:
+                    theirs.total[chunks[0].b, chunks[0].h] = running
 
         return work
 

@@ -36,7 +36,7 @@ class Call(Arguments):
 
     block_len: int
     state: AttentionState
-    """Detached; the carried keys stand at positions −M … −1. Keys and values of this call's types."""
+    """The carried keys stand at positions −M … −1. Keys and values of this call's types; detached unless `linked`."""
     fresh: bool
     """No state came in: the one above is empty."""
     run: Tensor | None
@@ -74,13 +74,16 @@ class Call(Arguments):
         )
 
     def learned(self) -> list[Tensor]:
-        """What gets gradient: q, k_hat, v and the bias if there is one."""
-        return [self.q, self.k_hat, self.v] if self.bias is None else [self.q, self.k_hat, self.v, self.bias]
+        """What gets gradient: q, k_hat, v, the bias if there is one, and what is learned of a linked state."""
+        own = [self.q, self.k_hat, self.v] if self.bias is None else [self.q, self.k_hat, self.v, self.bias]
+        return [*own, *self.state.learned()] if self.linked else own
 
     def with_leaves(self) -> Call:
         """The same call on detached tensors, of which the learned ones require gradients."""
-        q, k_hat, v, *bias = (x.detach().requires_grad_() for x in self.learned())
-        return replace(self, q=q, k_hat=k_hat, v=v, bias=bias[0] if bias else None)
+        q, k_hat, v, *rest = (x.detach().requires_grad_() for x in self.learned())
+        bias = None if self.bias is None else rest.pop(0)
+        state = self.state.with_learned(rest) if self.linked else self.state
+        return replace(self, q=q, k_hat=k_hat, v=v, bias=bias, state=state)
 
     @property
     def query_run(self) -> Tensor:
@@ -111,11 +114,13 @@ class Call(Arguments):
     def k_beyond_window(self) -> Tensor:
         """(B, Hkv, M+T, K): the same keys as the cache sees them, rows of the *current* codebook.
 
-        A codebook may have moved since the carried keys were made. Keys of this call are rows of it already, and the
-        gradient rule `block` sends gradient to them here too; with `exact_window` they are not, and get none.
+        A codebook may have moved since the carried keys were made, unless they are linked. Keys of this call are rows
+        of it already, and the gradient rule `block` sends gradient to them here too; with `exact_window` they are not,
+        and get none.
         """
         own = lookup(self.codebook, self.codes) if self.exact_window else self.k_hat
-        return torch.cat([lookup(self.codebook, self.state.codes), own], dim=2)
+        of_today = self.linked and not self.exact_window
+        return torch.cat([self.state.k_hat if of_today else lookup(self.codebook, self.state.codes), own], dim=2)
 
 
 def prepare(x: Arguments) -> Call:
@@ -128,7 +133,7 @@ def prepare(x: Arguments) -> Call:
     state = x.state
     if state is None:
         state = initial_state(B, Hkv, K, V, x.codebook.shape[1], x.window, dtype=wide, device=q.device)
-    state = state.of_type(k_hat.dtype, v.dtype, wide)
+    state = (state if x.linked else state.detach()).of_type(k_hat.dtype, v.dtype, wide)
 
     length = torch.full((B,), T, device=q.device)
     if mask is not None:

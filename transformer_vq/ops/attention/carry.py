@@ -13,7 +13,6 @@ from transformer_vq.ops.attention.padding import pick
 from transformer_vq.ops.attention.state import AttentionState, sum_by_code
 
 
-@torch.no_grad()
 def next_state(call: Call) -> AttentionState:
     """What is left after the tokens of `call`, O(T): the last M keys, and the older ones folded into counts and means.
 

@@ -37,6 +37,8 @@ class Look(NamedTuple):
     """90 for sm_90; 0 without a GPU."""
     triton: bool = False
     """Whether it is installed."""
+    linked: bool = False
+    """Gradient flows to the state: the fused kernels give it none."""
 
 
 def choose(x: Look) -> tuple[str, str]:
@@ -48,6 +50,12 @@ def choose(x: Look) -> tuple[str, str]:
     if x.device != "cuda":
         return "blockwise", f"linear in T, the fastest here for {x.T} tokens on {x.device}"
     name, narrow, widest = NAMES.get(x.dtype, "?"), x.dtype in NARROW, max(x.K, x.V)
+    if x.linked:
+        taken = "wide" if narrow else "blockwise"
+        return (
+            taken,
+            f"a piece of a split sequence in {name}: fused kernels give its state no gradient",
+        )
     if narrow and x.V > FUSED:
         return "wide", f"values are {x.V} wide, more than {FUSED}: {name} products over many blocks at once"
     if narrow and widest <= FUSED and x.triton:

@@ -46,6 +46,8 @@ class Inputs(NamedTuple):
     """(B, Hkv, M+N·L, V)."""
     bias: Tensor | None
     """(B or 1, Hkv, G, T or 1, M+1)."""
+    total: Tensor | None = None
+    """(B, Hkv, S, V), wide: the plan's, where gradient flows to the state."""
 
     def of_groups(self, groups: slice) -> Inputs:
         """Views of what belongs to a slice of the query heads a key head, and all of the keys and values."""
@@ -54,14 +56,16 @@ class Inputs(NamedTuple):
         return self._replace(q=q, q_far=q_far, bias=bias)
 
     def with_own_keys(self) -> Inputs:
-        """The same with zeros of its own for keys and values."""
-        k, k_far, v = (None if t is None else torch.zeros_like(t) for t in (self.k, self.k_far, self.v))
+        """The same with zeros of its own for keys, values and the state's sums."""
+        own = (self.k, self.k_far, self.v, self.total)
+        k, k_far, v, total = (None if t is None else torch.zeros_like(t) for t in own)
         assert k is not None and v is not None
-        return self._replace(k=k, k_far=k_far, v=v)
+        return self._replace(k=k, k_far=k_far, v=v, total=total)
 
     def add_keys(self, more: Inputs) -> None:
-        """Add another's keys and values, in place."""
-        for mine, other in ((self.k, more.k), (self.k_far, more.k_far), (self.v, more.v)):
+        """Add another's keys, values and sums, in place."""
+        pairs = ((self.k, more.k), (self.k_far, more.k_far), (self.v, more.v), (self.total, more.total))
+        for mine, other in pairs:
             if mine is not None and other is not None:
                 mine.add_(other)
 

@@ -39,6 +39,8 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     bias                (B or 1, H, T or 1, M+1), added at distance i−j; gets gradient
     rotary              (K/2,) radians per token: keys appear turned by min(i−j, M)
     state               what an earlier call returned; detached. None: nothing came before
+    linked              the state is that of the piece before this one in the same sequence (split.py): its keys are
+                        rows of this codebook, and gradient flows to its keys, values and means
     segments            (B, T) int64: attention never crosses a change of id. The state carries the last id, and a call
                         that starts with another starts empty; without segments it continues the state's document
     mask                (B, T) bool, True = real. Results are those of the sequence without its padding; o is 0 there
@@ -55,21 +57,28 @@ def vq_attention(x: Arguments) -> tuple[Tensor, AttentionState]:
     with torch.autocast(x.q.device.type, enabled=False):
         call = prepare(x)
         K, V = x.q.shape[3], x.v.shape[3]
-        name, _ = resolve_backend(x.backend, x.q.device, x.q.shape[2], K, V, call.common_dtype)
+        name, _ = resolve_backend(x.backend, x.q.device, x.q.shape[2], K, V, call.common_dtype, x.linked)
         o = attend(replace(call, backend=name)) if x.q.shape[2] else x.v.new_zeros(*call.q.shape[:4], x.v.shape[3])
         o = rearrange(o, "b h g t v -> b (h g) t v")
         if x.mask is not None:
             back = torch.argsort(real_first(x.mask), dim=1)
             o = pick(o, back).masked_fill(~x.mask[:, None, :, None], 0)
-        return o, next_state(call)
+        with torch.no_grad():
+            return o, next_state(call)
 
 
 def resolve_backend(
-    name: str, device: torch.device | str, T: int, K: int, V: int, dtype: torch.dtype = torch.float32
+    name: str,
+    device: torch.device | str,
+    T: int,
+    K: int,
+    V: int,
+    dtype: torch.dtype = torch.float32,
+    linked: bool = False,
 ) -> tuple[str, str]:
     """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word.
 
-    K, V: widths of keys and values; dtype: the widest of queries, keys and values.
+    K, V: widths of keys and values; dtype: the widest of queries, keys and values; linked: see `vq_attention`.
     Raises ValueError, in one line, where it cannot run on this device at all.
     """
     if name in REFUSALS and (why := REFUSALS[name](device)):
@@ -78,7 +87,7 @@ def resolve_backend(
         return name, "asked for by name"
     kind = torch.device(device).type
     arch, triton = kernels_on(torch.device(device)) if kind == "cuda" else (0, False)
-    return choose(Look(kind, T, K, V, dtype, arch, triton))
+    return choose(Look(kind, T, K, V, dtype, arch, triton, linked))
 
 
 @torch.compiler.assume_constant_result

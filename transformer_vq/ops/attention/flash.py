@@ -111,7 +111,7 @@ def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Te
 
 
 def gradients(kernel: FlashKernel, plan: Plan, x: Inputs, o: Tensor, lse: Tensor, d_o: Tensor, begun: Starts) -> Inputs:
-    """Of q, q_far, k, k_far and v, where they exist, wide, from the last chunk to the first."""
+    """Of the inputs, where they exist, wide, from the last chunk to the first."""
     buffers = Buffers(plan.total, x.q.dtype)
     grads = Inputs(*[None if t is None else torch.zeros_like(t, dtype=plan.total.dtype) for t in x])  # type: ignore[arg-type]
     for chunks in walk(plan):
@@ -122,6 +122,8 @@ def gradients(kernel: FlashKernel, plan: Plan, x: Inputs, o: Tensor, lse: Tensor
                 running = chunk_backward(x, grads, d_o, at, plan, cache, running, buffers)
             else:
                 running = strip_backward(kernel, x, grads, o, lse, d_o, at, plan, cache, running, buffers)
+        if grads.total is not None:
+            grads.total[chunks[0].b, chunks[0].h] = running
     return grads
 
 

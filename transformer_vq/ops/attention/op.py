@@ -16,7 +16,7 @@ from torch import Tensor
 
 from transformer_vq.ops.attention.backends import TrainableBackend, backend_named
 from transformer_vq.ops.attention.call import Call
-from transformer_vq.ops.attention.state import AttentionState
+from transformer_vq.ops.attention.state import LEARNED, AttentionState
 
 TYPES = {
     Tensor: "Tensor",
@@ -37,12 +37,13 @@ CALL = ", ".join(
 )
 SIZE = len(NAMES) - 1 + len(AttentionState._fields)
 STATE = NAMES.index("state")
+ORDER = [*NAMES[:STATE], *(f"state_{part}" for part in AttentionState._fields), *NAMES[STATE + 1 :]]
 
 
 def attend(call: Call) -> Tensor:
     """`Call`, whose backend is a name, not `auto` -> o (B, Hkv, G, T, V) in v's type.
 
-    Gradients reach q, k_hat, v and bias; they have none of their own.
+    Gradients reach q, k_hat, v, the bias and a linked state; they have none of their own.
     """
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in call.learned())
     o: Tensor = attend_op(*flat(call), keep)[0]
@@ -100,6 +101,9 @@ def run_backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> lis
             with torch.enable_grad():
                 again = backend(call).to(o.dtype)
             grads = list(torch.autograd.grad(again, call.learned(), d_o, materialize_grads=True))
+    if call.linked:  # slices of what holds the call's own as well, and an op's outputs share no memory
+        own = len(grads) - len(LEARNED)
+        grads = [*grads[:own], *(g.clone() for g in grads[own:])]
     return [g.to(x.dtype).contiguous() for g, x in zip(grads, call.learned(), strict=True)]
 
 
@@ -148,14 +152,12 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]
         values[i] = x
     o, *notes = tensors[len(ctx.places) :]
     d_o = torch.zeros_like(o) if grads[0] is None else grads[0]
-    found = iter(attend_backward_op(*values, o, notes, d_o))
-    learned = [name for name in ("q", "k_hat", "v", "bias") if values[NAMES.index(name)] is not None]
-    by_name = {name: next(found) for name in learned}
-    order = [*NAMES[:STATE], *AttentionState._fields, *NAMES[STATE + 1 :]]
-    state = slice(STATE, STATE + len(AttentionState._fields))
-    result = [by_name.get(name) for name in order]
-    result[state] = [None] * len(AttentionState._fields)
-    return (*result, None)
+    found = attend_backward_op(*values, o, notes, d_o)
+    learned = [name for name in ("q", "k_hat", "v", "bias") if values[ORDER.index(name)] is not None]
+    if values[ORDER.index("linked")]:
+        learned += [f"state_{name}" for name in LEARNED]
+    by_name = dict(zip(learned, found, strict=True))
+    return (*(by_name.get(name) for name in ORDER), None)
 
 
 attend_op.register_autograd(_backward, setup_context=_keep_for_backward)

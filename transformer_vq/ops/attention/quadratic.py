@@ -24,7 +24,8 @@ def quadratic(call: Call) -> Tensor:
     _, v_live = gradient_rule(call, *places(M, T, call.q.device))
     p_cached, p = probabilities(call)
     o = weighted(p, call.v_with_carried[:, :, None], v_live)
-    return p_cached @ call.state.mean[:, :, None] + o if call.cache else o
+    mean = call.state.mean if call.grad_through_cache else call.state.mean.detach()
+    return p_cached @ mean[:, :, None] + o if call.cache else o
 
 
 def probabilities(call: Call) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ def recurrent(call: Call) -> Tensor:
     k, k_far, v, codes = k[:, :, None], k_far[:, :, None], call.v_with_carried[:, :, None], call.codes_with_carried
     query_run, key_run = call.query_run, call.key_run
     count, mean, left = call.state.count, call.state.mean, 0  # `left` keys are in the cache by now
+    mean = mean if call.grad_through_cache else mean.detach()
     before = torch.zeros_like(query_run[:, :1])
 
     o = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 
 class AttentionState(NamedTuple):
-    """What is left of the tokens read so far. Hkv key heads, S codes, M window; detached, constant in T.
+    """What is left of the tokens read so far. Hkv key heads, S codes, M window; constant in T.
+
+    Detached between calls; between the pieces of one sequence (split.py) keys, values and means carry gradient.
 
     The last M real keys of the current document stay exact (right-aligned, oldest first); all older ones are a count
     and a mean value per code.
@@ -34,17 +37,25 @@ class AttentionState(NamedTuple):
     """(B,) int64: real tokens read so far in this stream; at 0 `segment` means nothing."""
 
     def of_type(self, keys: torch.dtype, values: torch.dtype, wide: torch.dtype) -> AttentionState:
-        """The same, detached, with keys and values of these types, counts and means of type `wide`."""
-        return AttentionState(
-            codes=self.codes,
-            k_hat=self.k_hat.detach().to(keys),
-            v=self.v.detach().to(values),
-            alive=self.alive,
-            count=self.count.detach().to(wide),
-            mean=self.mean.detach().to(wide),
-            segment=self.segment,
-            position=self.position,
+        """The same with keys and values of these types, counts and means of type `wide`."""
+        return self._replace(
+            k_hat=self.k_hat.to(keys), v=self.v.to(values), count=self.count.to(wide), mean=self.mean.to(wide)
         )
+
+    def detach(self) -> AttentionState:
+        """The same without gradient."""
+        return AttentionState(*(x.detach() for x in self))
+
+    def learned(self) -> list[Tensor]:
+        """What carries gradient where anything does: `LEARNED`."""
+        return [getattr(self, name) for name in LEARNED]
+
+    def with_learned(self, tensors: Sequence[Tensor]) -> AttentionState:
+        """The same with these in their place."""
+        return self._replace(**dict(zip(LEARNED, tensors, strict=True)))
+
+
+LEARNED = ("k_hat", "v", "mean")
 
 
 def initial_state(

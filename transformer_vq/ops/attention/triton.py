@@ -51,6 +51,8 @@ def supports(call: Call) -> None:
     dtype = call.common_dtype
     on_cpu = call.q.device.type == "cpu"
     allowed = [torch.float16, torch.float32, torch.float64 if on_cpu else torch.bfloat16]
+    if why is None and call.linked:
+        why = "backend triton: gives a state no gradient, which a split sequence needs; take wide or blockwise"
     if why is None and dtype not in allowed:
         names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
         where = "the interpreter (its bfloat16 is wrong)" if on_cpu else "a GPU"
