@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
@@ -202,29 +203,42 @@ def as_flash_attention_2() -> dict[str, ModuleType]:
 
     package, module = ModuleType("flash_attn"), ModuleType("flash_attn.flash_attn_interface")
     module._flash_attn_forward, module._flash_attn_backward = _flash_attn_forward, _flash_attn_backward
-    package.flash_attn_interface = module
+    package.flash_attn_interface, package.__path__ = module, []
+    package.__spec__, module.__spec__ = (
+        ModuleSpec("flash_attn", None),
+        ModuleSpec("flash_attn.flash_attn_interface", None),
+    )
     return {"flash_attn": package, "flash_attn.flash_attn_interface": module}
 
 
 def as_flash_attention_3() -> dict[str, ModuleType]:
-    """The same with those of its Hopper build, as far as we name them."""
+    """The same with those of its Hopper build, since July 2025."""
     two = as_flash_attention_2()["flash_attn"].flash_attn_interface
 
-    def _flash_attn_forward(q, k, v, *, softmax_scale=None, window_size_left=-1, window_size_right=-1):
+    def _flash_attn_forward(
+        q, k, v, k_new=None, v_new=None, qv=None, out_=None, cu_seqlens_q=None, cu_seqlens_k=None,
+        cu_seqlens_k_new=None, seqused_q=None, seqused_k=None, max_seqlen_q=None, max_seqlen_k=None, page_table=None,
+        kv_batch_idx=None, leftpad_k=None, rotary_cos=None, rotary_sin=None, seqlens_rotary=None, q_descale=None,
+        k_descale=None, v_descale=None, softmax_scale=None, causal=False, window_size_left=-1, window_size_right=-1,
+        attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, num_splits=1, pack_gqa=None,
+        sm_margin=0,
+    ):  # fmt: skip
         return two._flash_attn_forward(
-            q, k, v, 0.0, softmax_scale, True, window_size_left, window_size_right, 0.0, None, False
+            q, k, v, 0.0, softmax_scale, True, window_size_left, window_size_right, softcap, None, False
         )
 
     def _flash_attn_backward(
-        dout, q, k, v, out, softmax_lse, *, dq, dk, dv, softmax_scale, window_size_left, window_size_right,
-        deterministic,
+        dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, sequed_q=None, sequed_k=None,
+        max_seqlen_q=None, max_seqlen_k=None, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False,
+        window_size_left=-1, window_size_right=-1, softcap=0.0, deterministic=False, sm_margin=0,
     ):  # fmt: skip
         two._flash_attn_backward(
             dout, q, k, v, out, softmax_lse, dq, dk, dv, 0.0, softmax_scale, True, window_size_left, window_size_right,
-            0.0, None, deterministic,
+            softcap, None, deterministic,
         )  # fmt: skip
 
     module = ModuleType("flash_attn_interface")
+    module.__spec__ = ModuleSpec("flash_attn_interface", None)
     module._flash_attn_forward, module._flash_attn_backward = _flash_attn_forward, _flash_attn_backward
     return {"flash_attn_interface": module}
 
@@ -240,6 +254,29 @@ def test_installed_packages_are_called_by_their_own_names(monkeypatch, kernel, m
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(flash, "provider", lambda device: kernel)
     assert_equals_the_definition(attention_case(T=50, window=6, rotary=rotary, H=4))
+
+
+def test_the_newest_kernels_that_have_our_entries_are_taken(monkeypatch):
+    """Of what is installed; on a GPU that is not of Hopper, and from older entries or none, the next."""
+
+    @torch.library.custom_op("transformer_vq_tests::entry", mutates_args=())
+    def entry(x: Tensor) -> Tensor:
+        return x.clone()
+
+    two, three = as_flash_attention_2(), as_flash_attention_3()
+    gpu, arch = torch.device("cuda"), [9]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (arch[0], 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert flash_kernels.provider(gpu) is None
+    for name, module in {**two, **three}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert isinstance(flash_kernels.provider(gpu), FlashAttention2)  # entries that are functions are older
+    three["flash_attn_interface"]._flash_attn_forward = entry
+    assert isinstance(flash_kernels.provider(gpu), FlashAttention3)
+    arch[0] = 8
+    assert isinstance(flash_kernels.provider(gpu), FlashAttention2)
+    monkeypatch.delitem(sys.modules, "flash_attn.flash_attn_interface")
+    assert flash_kernels.provider(gpu) is None
 
 
 @pytest.mark.parametrize("window", [None, 2])

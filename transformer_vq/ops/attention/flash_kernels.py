@@ -73,16 +73,21 @@ class OfPyTorch:
         self, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float, window: int | None
     ) -> Grads:
         """As in `FlashKernel`."""
-        unused = torch.empty(2, dtype=torch.int64, device=q.device)  # the state of a dropout that there is not
+        state = torch.empty(2, dtype=torch.uint64, device=q.device)  # of a dropout that there is not
         grads: Grads = torch.ops.aten._flash_attention_backward(
-            d_o, q, k, v, o, lse, None, None, q.shape[1], k.shape[1], 0.0, window is None, unused, unused, scale=scale,
+            d_o, q, k, v, o, lse, None, None, q.shape[1], k.shape[1], 0.0, window is None, state, state, scale=scale,
             **sides(window),
         )  # fmt: skip
         return grads
 
 
 class FlashAttention2:
-    """The package flash-attn."""
+    """The package flash-attn, 2.7 and later."""
+
+    @staticmethod
+    def installed() -> bool:
+        """Whether it is there; flash-attn 4 alone is a `flash_attn` without these entries."""
+        return find_spec("flash_attn") is not None and find_spec("flash_attn.flash_attn_interface") is not None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """As in `FlashKernel`."""
@@ -108,7 +113,19 @@ class FlashAttention2:
 
 
 class FlashAttention3:
-    """The same authors' kernels for Hopper; there, no bound to the left and 0 to the right is what causal means."""
+    """The same authors' kernels for Hopper; there, no bound to the left and 0 to the right is what causal means.
+
+    Entries that are operators name the bounds as we do; before July 2025 they were functions, with a pair for them.
+    """
+
+    @staticmethod
+    def installed() -> bool:
+        """Whether it is there, with these entries."""
+        if find_spec("flash_attn_interface") is None:
+            return False
+        import flash_attn_interface
+
+        return isinstance(flash_attn_interface._flash_attn_forward, torch.library.CustomOpDef)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """As in `FlashKernel`."""
@@ -137,9 +154,9 @@ def provider(device: torch.device) -> FlashKernel | None:
         return OnCPU()
     if device.type != "cuda":
         return None
-    if find_spec("flash_attn_interface") is not None and torch.cuda.get_device_capability(device)[0] == 9:
+    if torch.cuda.get_device_capability(device)[0] == 9 and FlashAttention3.installed():
         return FlashAttention3()
-    if find_spec("flash_attn") is not None:
+    if FlashAttention2.installed():
         return FlashAttention2()
     return OfPyTorch() if torch.backends.cuda.is_flash_attention_available() else None
 
