@@ -82,7 +82,8 @@ def shape_error(estimator: str, k: Tensor, quantized: Tensor) -> float:
     if estimator == "gumbel":
         lopsided = (G - G.mT).flatten(-2).norm(dim=-1)
         negative = torch.linalg.eigvalsh((G + G.mT) / 2).amin(-1).clamp_max(0).abs()
-        return ((lopsided + negative).max() / size.max()).item()
+        share: float = ((lopsided + negative).max() / size.max()).item()
+        return share
     q, k = quantized.detach().double(), k.detach().double()
     ratio = (q.norm(dim=-1) / k.norm(dim=-1))[..., None, None]
     turned = (G.mT @ G - ratio**2 * torch.eye(k.shape[-1], dtype=torch.float64)).flatten(-2).norm(

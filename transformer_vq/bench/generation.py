@@ -106,7 +106,7 @@ def llama_token(model: nn.Module, text: Tensor) -> Callable[[], None]:
 
 def read(model: TransformerVQ, tokens: Tensor) -> ModelState:
     """The state after `tokens` (1, T)."""
-    state = None
+    state: ModelState | None = None
     for piece in tokens.split(PIECE, dim=1):
         state = model(piece, state=state, logits=False).state
     assert state is not None

@@ -42,11 +42,13 @@ def run(
 
     def our_loss() -> Tensor:
         out = ours(pictures)
-        return out.loss + out.latents.loss
+        loss: Tensor = out.loss + out.latents.loss
+        return loss
 
     def their_loss() -> Tensor:
         quantized, _, commitment = theirs(rest.encoder(pictures))
-        return rest.criterion(rest.decoder(quantized), pictures) + commitment.sum()
+        loss: Tensor = rest.criterion(rest.decoder(quantized), pictures) + commitment.sum()
+        return loss
 
     steps = {
         "transformer_vq": _step(our_loss, ours, ours.apply_codebook_statistics),

@@ -24,7 +24,8 @@ def identity(k: Tensor, q: Tensor, codebook: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     x = x / x.abs().max()
-    return x / x.norm()
+    unit: Tensor = x / x.norm()
+    return unit
 
 
 def _degenerate(k: Tensor, q: Tensor) -> bool:
@@ -48,7 +49,8 @@ def ratio(k: Tensor, q: Tensor) -> Tensor:
     """‖q‖/‖k‖; 1 where either has no direction."""
     if _degenerate(k, q):
         return torch.ones((), dtype=k.dtype)
-    return (q / q.abs().max()).norm() / (k / k.abs().max()).norm() * (q.abs().max() / k.abs().max())
+    ratio: Tensor = (q / q.abs().max()).norm() / (k / k.abs().max()).norm() * (q.abs().max() / k.abs().max())
+    return ratio
 
 
 def _antipodal(k: Tensor, q: Tensor) -> bool:

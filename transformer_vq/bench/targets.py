@@ -27,7 +27,8 @@ def _others(value: float, name: str) -> Callable[[Found], float | None]:
 
 def _flat(found: Found) -> float | None:
     times = [row["milliseconds"] for row in found["rows"]]
-    return max(times) / min(times)
+    ratio: float = max(times) / min(times)
+    return ratio
 
 
 def _over_floor(found: Found) -> float | None:

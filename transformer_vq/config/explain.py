@@ -75,9 +75,10 @@ def explain(error: ValidationError, *schema: type[BaseModel]) -> str:
 
 
 def _allowed(complaint: Any) -> str:
-    kind, context = complaint["type"], complaint.get("ctx", {})
+    kind: str = complaint["type"]
+    context: dict[str, Any] = complaint.get("ctx", {})
     if kind == "literal_error":
-        return context["expected"].replace("'", "").replace(" or ", ", ")
+        return str(context["expected"]).replace("'", "").replace(" or ", ", ")
     if kind == "union_tag_not_found":
         return "keys and values, with a kind"
     if kind == "union_tag_invalid":
@@ -92,7 +93,7 @@ def _allowed(complaint: Any) -> str:
         return f"of {words} {context[argument]} entries"
     if kind == "string_pattern_mismatch":
         return f"text like {context['pattern']}"
-    return _TYPES.get(kind, complaint["msg"][0].lower() + complaint["msg"][1:])
+    return _TYPES.get(kind, f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}")
 
 
 def _show(value: Any) -> str:

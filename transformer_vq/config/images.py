@@ -121,7 +121,7 @@ class ImagesConfig(Settings):
     @property
     def factor(self) -> int:
         """Pixels of a picture's side per cell of the grid."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch << (len(self.multipliers) - 1)
 
 
 class ImageEvalConfig(Settings):

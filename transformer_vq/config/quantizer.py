@@ -167,7 +167,7 @@ class SignConfig(Estimated):
 
     @property
     def size(self) -> int:
-        return 2**self.bits
+        return 1 << self.bits
 
     @model_validator(mode="after")
     def _codes_are_the_power(self) -> SignConfig:

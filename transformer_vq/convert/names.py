@@ -22,7 +22,7 @@ from transformer_vq.config.quantizer import VQConfig
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.norm import EPSILON
 from transformer_vq.ops.attention import AttentionState
-from transformer_vq.quantizers import VectorQuantizer
+from transformer_vq.quantizers.vq import VectorQuantizer
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_vq.config import ConfigError, DataConfig
-from transformer_vq.config.explain import one_line
+from transformer_vq.config.explain import one_line, some
 from transformer_vq.data.documents import Border, Piece, Pieces, cut, take
 from transformer_vq.data.formats import members
 from transformer_vq.data.pixels import picture_of, pixel_bytes
-from transformer_vq.data.sources import SPLIT_WORDS, Source, complete, hash_files, some, split_name, walk
+from transformer_vq.data.sources import SPLIT_WORDS, Source, complete, hash_files, split_name, walk
 from transformer_vq.data.splitting import ABOUT, by_name
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
-from transformer_vq.data.corpora import Source, open_source
+from transformer_vq.data.corpora import open_source
 from transformer_vq.data.documents import Piece, border_of
+from transformer_vq.data.sources import Source
 from transformer_vq.data.store import Corpus, Progress, TokenFile, check_lengths, prepare, read_split
 from transformer_vq.data.tokenizers import Tokenizer, make_tokenizer, tokenizer_identity
 

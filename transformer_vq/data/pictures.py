@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from transformer_vq.config import ConfigError
 from transformer_vq.config.explain import one_line, printable
@@ -140,7 +140,7 @@ def _check_kind(image: Image, where: str) -> None:
 def _is_deep(image: Image) -> bool:
     """More than 8 bits a channel, which PIL would cut off without a word (colour; grey has a mode of its own)."""
     if image.format == "TIFF":
-        depths: Any = getattr(image, "tag_v2", {}).get(258, (8,))  # BitsPerSample
+        depths: tuple[int, ...] = getattr(image, "tag_v2", {}).get(258, (8,))  # BitsPerSample
         return max(depths) > 8
     tiles = [tile[3] for tile in getattr(image, "tile", [])]  # (decoder, box, offset, what the decoder is told)
     if image.format == "PNG":

@@ -37,8 +37,9 @@ def picture_of(value: Any, where: str) -> Image | None:
 
 def content_of(value: dict[str, Any], where: str) -> bytes | Path:
     """What `datasets` and parquet hold of a picture: its bytes, or where they are.  Raises ConfigError for neither."""
-    if isinstance(value.get("bytes"), bytes):
-        return value["bytes"]
+    content = value.get("bytes")
+    if isinstance(content, bytes):
+        return content
     path = value.get("path")
     if not isinstance(path, str):
         raise ConfigError(f"data.source: {where} has neither the bytes nor the path of a picture")
@@ -48,7 +49,8 @@ def content_of(value: dict[str, Any], where: str) -> bytes | Path:
 
     try:
         with fsspec.open(path, "rb") as file:
-            return file.read()
+            fetched: bytes = file.read()
+            return fetched
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.source: {where} cannot be had: {one_line(error)}") from None
 

@@ -18,8 +18,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from transformer_vq.config import ConfigError
+from transformer_vq.config.explain import some
 from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve
-from transformer_vq.data.sources import complete, some, split_name
+from transformer_vq.data.sources import complete, split_name
 
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|authors|changelog|changes|sha256sums|md5sums)\b.*", re.I

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
-from transformer_vq.data.corpora import Source, open_source
+from transformer_vq.data.corpora import open_source
 from transformer_vq.data.documents import (
     SPLITS,
     Border,
@@ -37,6 +37,7 @@ from transformer_vq.data.documents import (
     split_at_separator,
     take,
 )
+from transformer_vq.data.sources import Source
 from transformer_vq.data.token_files import TokenSource, holds_tokens, open_tokens, store_tokens
 from transformer_vq.data.tokenizers import (
     Encoded,

@@ -96,7 +96,8 @@ def read_model(folder: Path, tree: dict[str, Any]) -> TransformerVQForCausalLM:
         if names := sorted(name if isinstance(name, str) else name[0] for name in found[what]):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ConfigError(f"{folder}: its weights are not those of its {SETTINGS}: {what[:-5]} {names[0]}{more}")
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def run_settings(

@@ -89,7 +89,7 @@ class TransformerVQPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Draw the weights that are still to be drawn."""
         try:
-            super().initialize_weights()
+            super().initialize_weights()  # type: ignore[no-untyped-call]
         finally:
             self._fresh = ()
 
@@ -129,7 +129,7 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
         self._steps: int | None = None
         self._rows = 0
         self._drawn()
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         follow(self)
 
     @property
@@ -231,7 +231,7 @@ class TransformerVQModel(TransformerVQPreTrainedModel):
         )
         self.last_loss = quantizer_loss(quantized)
         if self.training and add_loss and torch.is_grad_enabled():
-            x = AddLoss.apply(x, self.last_loss / self.micro_batches)
+            x = AddLoss.apply(x, self.last_loss / self.micro_batches)  # type: ignore[no-untyped-call]
         if use_cache:
             cache = TransformerVQCache() if cache is None else cache
             cache.advance(after, T)
@@ -253,7 +253,7 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
             if config.tie_word_embeddings:
                 nn.init.zeros_(self.lm_head.bias)
         self._drawn()
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.lm_head and self.config.tie_word_embeddings:
@@ -264,7 +264,8 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Linear:
         """The head."""
-        return self.lm_head
+        head: nn.Linear = self.lm_head
+        return head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """In its place."""
@@ -324,7 +325,8 @@ class TransformerVQForCausalLM(TransformerVQPreTrainedModel, GenerationMixin):
                 logits = F.linear(x.to(wide), self.lm_head.weight.to(wide), self.lm_head.bias.to(wide))
         else:
             logits = self.lm_head(x).to(wide)
-        return logits * self.model.backbone.config.logit_scale
+        scaled: Tensor = logits * self.model.backbone.config.logit_scale
+        return scaled
 
 
 def first_row() -> int:

@@ -73,7 +73,7 @@ class SignConfig(KeyQuantizer):
     @property
     def size(self) -> int:
         """A bit an axis."""
-        return 2**self.bits
+        return 1 << self.bits
 
 
 class LFQConfig(SignConfig):

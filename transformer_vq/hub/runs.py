@@ -32,7 +32,8 @@ def from_model(model: TransformerVQ, seed: int = 0, step: int = 0) -> Transforme
     if settings.tied_embedding:
         state["lm_head.weight"] = model.embedding.weight
     theirs.load_state_dict(state)
-    return theirs.eval()
+    theirs.eval()  # type: ignore[no-untyped-call]
+    return theirs
 
 
 def their_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ LARGEST_BALANCE = 1e4
 def frozen(module: nn.Module, x: Tensor) -> Tensor:
     """module(x) with its parameters as constants: the gradient reaches x alone."""
     constants = {name: p.detach() for name, p in module.named_parameters()}
-    return functional_call(module, constants, (x,))
+    out: Tensor = functional_call(module, constants, (x,))
+    return out
 
 
 def generator_term(

@@ -54,11 +54,13 @@ class Classifier(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(B, C, h, w) uint8 -> features (B, F)."""
-        return self.body(to_unit(pictures).to(self.head.weight.dtype))
+        features: Tensor = self.body(to_unit(pictures).to(self.head.weight.dtype))
+        return features
 
     def logits(self, pictures: Tensor) -> Tensor:
         """(B, C, h, w) uint8 -> (B, classes)."""
-        return self.head(F.silu(self(pictures)))
+        logits: Tensor = self.head(F.silu(self(pictures)))
+        return logits
 
 
 class Trained(NamedTuple):

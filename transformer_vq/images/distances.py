@@ -106,7 +106,8 @@ class Lpips(nn.Module):
 
     def forward(self, pictures: Tensor, decoded: Tensor) -> Tensor:
         """Mean distance, pictures from -1 to 1; gradient to `decoded`."""
-        return self.network(_colour(decoded), _colour(pictures)).mean()
+        distance: Tensor = self.network(_colour(decoded), _colour(pictures)).mean()
+        return distance
 
     def update(self, pictures: Tensor, decoded: Tensor) -> None:
         """uint8 (B, C, h, w), both."""

@@ -67,12 +67,14 @@ class ImageModel(nn.Module):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """pictures (B, C, h, w), -1 to 1 -> codes (B, R, H, h', w')."""
-        return self.quantizer(self.encoder(pictures)).codes
+        codes: Tensor = self.quantizer(self.encoder(pictures)).codes
+        return codes
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes (B, R, H, h', w') -> pictures (B, C, h, w), not clipped."""
         rows = self.quantizer.rows_of(codes)
-        return self.decoder(rows.to(self.last_layer.dtype))
+        decoded: Tensor = self.decoder(rows.to(self.last_layer.dtype))
+        return decoded
 
     def criterion(self, decoded: Tensor, pictures: Tensor) -> Tensor:
         """Mean over everything, fp32 or wider."""

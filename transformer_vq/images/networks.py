@@ -50,7 +50,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, h, w) -> (B, C', h, w)."""
         inner = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -66,7 +67,8 @@ class SelfAttention(nn.Module):
         """x (B, C, h, w) -> the same."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)  # (B, C, T) each
         weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]), dim=-1)  # (B, T, T)
-        return x + self.out((v @ weights.transpose(1, 2)).unflatten(2, x.shape[2:]))
+        out: Tensor = x + self.out((v @ weights.transpose(1, 2)).unflatten(2, x.shape[2:]))
+        return out
 
 
 class Halve(nn.Module):
@@ -78,7 +80,8 @@ class Halve(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, h, w) -> (B, C, h/2, w/2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
 
 
 class Double(nn.Sequential):

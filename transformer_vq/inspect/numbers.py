@@ -115,7 +115,8 @@ def mean_by_code(values: NDArray[np.float64], codes: NDArray[Any], size: int) ->
     known = ~np.isnan(values)
     counts = np.bincount(codes[known], minlength=size)
     sums = np.bincount(codes[known], weights=values[known], minlength=size)
-    return np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
+    return means
 
 
 def _context(top: TopToken, speller: Speller) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator
-from numpy.typing import NDArray
 
 from transformer_vq.evaluation.plots import svg
-from transformer_vq.inspect.codes import Map
+from transformer_vq.inspect.codes import Floats, Ints, Map
 from transformer_vq.inspect.colours import ACCENT, BEYOND, INK, ITSELF, LINE, SOFT, WINDOW, themed
 
 WIDE = 9.4
@@ -98,7 +97,7 @@ def attention_by_position(layers: Sequence[Mapping[str, Any]], window: int) -> F
     return figure
 
 
-def turns(layers: Sequence[Mapping[str, Any]], angles: Sequence[NDArray], ratios: Sequence[NDArray]) -> Figure:
+def turns(layers: Sequence[Mapping[str, Any]], angles: Sequence[Floats], ratios: Sequence[Floats]) -> Figure:
     """Distributions over keys, a ridge a layer: the angle between key and code, and the ratio of their lengths."""
     figure = Figure(figsize=(WIDE, 1.1 + 0.46 * len(layers)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -113,13 +112,13 @@ def turns(layers: Sequence[Mapping[str, Any]], angles: Sequence[NDArray], ratios
     return figure
 
 
-def angle_limit(angles: Sequence[NDArray]) -> float:
+def angle_limit(angles: Sequence[Floats]) -> float:
     """The end of an axis in degrees that all but a few angles lie below."""
     largest = max((float(np.degrees(np.nanquantile(a, 0.999))) for a in angles if not np.isnan(a).all()), default=0.0)
     return next(limit for limit in (20, 40, 60, 90, 180, 360) if largest <= limit)
 
 
-def ratio_limits(ratios: Sequence[NDArray]) -> tuple[float, float]:
+def ratio_limits(ratios: Sequence[Floats]) -> tuple[float, float]:
     """An axis that holds 1 and all but a few ratios."""
     low = min(1.0, *(float(np.nanquantile(r, 0.001)) for r in ratios))
     high = max(1.0, *(float(np.nanquantile(r, 0.999)) for r in ratios))
@@ -128,7 +127,7 @@ def ratio_limits(ratios: Sequence[NDArray]) -> tuple[float, float]:
 
 
 def _ridges(
-    axes: Axes, names: Sequence[str], rows: Sequence[NDArray], limits: tuple[float, float], bins: int, colour: str
+    axes: Axes, names: Sequence[str], rows: Sequence[Floats], limits: tuple[float, float], bins: int, colour: str
 ) -> None:
     for y, values in enumerate(rows):
         counts, edges = np.histogram(values[~np.isnan(values)], bins=bins, range=limits)
@@ -146,7 +145,7 @@ def _ridges(
     axes.tick_params(axis="y", length=0)
 
 
-def map_of_codes(place: Map, counts: NDArray, colours: Sequence[str], sampled_codes: NDArray) -> Figure:
+def map_of_codes(place: Map, counts: Ints, colours: Sequence[str], sampled_codes: Ints) -> Figure:
     """Keys as dots in their code's colour, codes as circles whose area is their share of the keys; rings: unused codes.
 
     counts (S,); sampled_codes (n,) of the keys on the map.
@@ -156,7 +155,7 @@ def map_of_codes(place: Map, counts: NDArray, colours: Sequence[str], sampled_co
     return figure
 
 
-def draw_map(axes: Axes, place: Map, counts: NDArray, colours: Sequence[str], sampled_codes: NDArray) -> None:
+def draw_map(axes: Axes, place: Map, counts: Ints, colours: Sequence[str], sampled_codes: Ints) -> None:
     """What `map_of_codes` shows."""
     shades = np.array([to_rgb(c) for c in colours])
     keys = axes.scatter(
@@ -178,7 +177,7 @@ def draw_map(axes: Axes, place: Map, counts: NDArray, colours: Sequence[str], sa
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def codes_over_text(codes: NDArray, order: Sequence[int], colours: Sequence[str]) -> Figure:
+def codes_over_text(codes: Ints, order: Sequence[int], colours: Sequence[str]) -> Figure:
     """A row a code, the most frequent first; the darker, the larger its share of a stretch of the text.
 
     codes (N,) of the keys in order.

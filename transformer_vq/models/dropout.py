@@ -57,7 +57,8 @@ class ResidualDropout(nn.Module):
 def fresh_draws(seed: Tensor, rows: Tensor) -> Tensor:
     """The numbers, never 0, of rows (B,) of the step's batch that start in a step of this seed (): (B,) int64."""
     common = counter.mix(seed) & (2 ** (62 - ROW_BITS) - 1)
-    return (common << ROW_BITS) | (rows % (2**ROW_BITS - 1) + 1)
+    draws: Tensor = (common << ROW_BITS) | (rows % (2**ROW_BITS - 1) + 1)
+    return draws
 
 
 def common_draw(draws: Tensor) -> Tensor:

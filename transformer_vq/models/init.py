@@ -8,7 +8,7 @@ from torch import nn
 
 def linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = False) -> nn.Linear:
     """A linear map with untruncated normal weights of standard deviation inputs^(-1/2) and zero bias."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
     nn.init.normal_(layer.weight, std=inputs**-0.5, generator=generator)
     if bias:
         nn.init.zeros_(layer.bias)
@@ -17,6 +17,6 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = F
 
 def embedding(rows: int, width: int, generator: torch.Generator) -> nn.Embedding:
     """An embedding with normal weights of standard deviation 1."""
-    layer = nn.utils.skip_init(nn.Embedding, rows, width, device=torch.get_default_device())
+    layer: nn.Embedding = nn.utils.skip_init(nn.Embedding, rows, width, device=torch.get_default_device())
     nn.init.normal_(layer.weight, generator=generator)
     return layer

@@ -81,7 +81,8 @@ class XLBias(nn.Module):
             place = torch.arange(table.numel(), device=table.device).view_as(table)
             keep = lasting_uniform(common_draw(draws), self.layer, place) >= config.dropout_sinusoid
             table = torch.where(keep, table / (1 - config.dropout_sinusoid), 0)
-        return rearrange(self.r_proj(table), "distance (h k) -> h distance k", h=config.heads) / self.tau
+        r: Tensor = rearrange(self.r_proj(table), "distance (h k) -> h distance k", h=config.heads) / self.tau
+        return r
 
     def freeze(self, frozen: bool) -> None:
         """Keep r for calls without gradients, or stop keeping it: see `TransformerVQ.frozen`."""

@@ -31,7 +31,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         gate, up = self.up_proj(x).chunk(2, -1)
-        return self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
+        return out
 
 
 class TransformerBlock(VQAttention):

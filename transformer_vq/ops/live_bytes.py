@@ -25,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, inside: dict[Any, Inside] | None = None) -> None:
         """inside: by opaque op, such as `torch.ops.transformer_vq.attend.default`."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now, self.peak = 0, 0
         self.inside = inside or {}
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()

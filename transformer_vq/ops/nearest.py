@@ -32,7 +32,8 @@ def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tens
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}; keys {tuple(k.shape)} need ({H}, S, {K})")
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f"metric {metric!r}: must be euclidean or cosine")
-    return _nearest_code(k.detach(), codebook.detach(), metric)
+    codes: Tensor = _nearest_code(k.detach(), codebook.detach(), metric)
+    return codes
 
 
 @torch.library.custom_op("transformer_vq::nearest_code", mutates_args=())

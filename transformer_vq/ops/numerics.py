@@ -40,7 +40,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of rows, (..., K), (..., K) -> (..., 1)."""
-    return torch.linalg.vecdot(a, b).unsqueeze(-1)
+    product: Tensor = torch.linalg.vecdot(a, b).unsqueeze(-1)
+    return product
 
 
 def largest_entry(x: Tensor) -> Tensor:

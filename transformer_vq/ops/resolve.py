@@ -26,7 +26,7 @@ def resolve(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise  # the module is there; something that it imports is not
         raise ValueError(f"{what} {name!r}: there is no module {module_name!r}") from error
-    function = getattr(module, attribute, None)
+    function: object = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(f"{what} {name!r}: module {module_name!r} has no function {attribute!r}")
     return function

@@ -36,7 +36,8 @@ class FiniteScalarQuantizer(ScheduledQuantizer):
         """(H, S, K): the expansion of every implied code."""
         weight = self.project.weight
         values = fsq.implied_values(self.config.levels, weight.dtype, weight.device)
-        return self.expand(values.expand(weight.shape[0], -1, -1))
+        rows: Tensor = self.expand(values.expand(weight.shape[0], -1, -1))
+        return rows
 
     def bounded(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """k (B, H, T, K) -> (B, H, T, d) each: the numbers before rounding, and the digits that they round to."""

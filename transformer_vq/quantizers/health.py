@@ -34,7 +34,8 @@ def code_counts(codes: Tensor, size: int, mask: Tensor | None) -> Tensor:
 def perplexity(counts: Tensor) -> Tensor:
     """exp(entropy) of counts (H, S), mean over heads; 0 where nothing was counted."""
     share = counts / counts.sum(-1, keepdim=True).clamp_min(torch.finfo(counts.dtype).tiny)
-    return (torch.special.entr(share).sum(-1).exp() * (counts.sum(-1) > 0)).mean()
+    mean: Tensor = (torch.special.entr(share).sum(-1).exp() * (counts.sum(-1) > 0)).mean()
+    return mean
 
 
 def effective_rank(gram: Tensor) -> Tensor:
@@ -45,7 +46,8 @@ def effective_rank(gram: Tensor) -> Tensor:
     sigma = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
     total = sigma.sum(-1, keepdim=True)
     share = sigma / total.clamp_min(torch.finfo(torch.float64).tiny)
-    return (torch.special.entr(share).sum(-1).exp() * (total[..., 0] > 0)).mean()
+    rank: Tensor = (torch.special.entr(share).sum(-1).exp() * (total[..., 0] > 0)).mean()
+    return rank
 
 
 @torch.no_grad()

@@ -40,7 +40,8 @@ class _SquaredDistance(torch.autograd.Function):
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """‖a_t − b_t‖², (..., K), (..., K) -> (...), fp32 or wider, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
-        return _SquaredDistance.apply(a, b)
+        squared: Tensor = _SquaredDistance.apply(a, b)  # type: ignore[no-untyped-call]
+        return squared
 
 
 def mean_over_real(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -83,7 +84,8 @@ def diversity(k: Tensor, codebook: Tensor, mask: Tensor | None, temperature: flo
     total = torch.zeros(codebook.shape[:2], dtype=wide, device=k.device)
     for chunk, part in zip(keys.split(step, 1), weight.split(step), strict=True):
         total = total + checkpoint(_soft_counts, chunk, codebook, part, temperature, use_reentrant=False)
-    return -torch.special.entr(total / weight.sum().clamp_min(1)).sum(-1).mean()
+    entropy: Tensor = -torch.special.entr(total / weight.sum().clamp_min(1)).sum(-1).mean()
+    return entropy
 
 
 def _soft_counts(keys: Tensor, codebook: Tensor, weight: Tensor, temperature: float) -> Tensor:
@@ -113,4 +115,5 @@ def wasserstein(keys: Tensor, codebook: Tensor) -> Tensor:
         overlap = torch.linalg.svdvals(centred_codes @ root).sum(-1)
         spread = values.clamp_min(0).sum(-1) + centred_codes.square().sum((1, 2))
         squared = (key_mean - code_mean).square().sum((1, 2)) + spread - 2 * overlap
-        return (squared.clamp_min(0) + 1e-8).sqrt().mean()  # the root has no slope at zero
+        distance: Tensor = (squared.clamp_min(0) + 1e-8).sqrt().mean()  # the root has no slope at zero
+        return distance

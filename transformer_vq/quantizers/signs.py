@@ -51,7 +51,8 @@ class SignQuantizer(ScheduledQuantizer):
     @property
     def codebook(self) -> Tensor:
         """(H, S, K): the expansion of every code."""
-        return self.expand(self.implied)
+        rows: Tensor = self.expand(self.implied)
+        return rows
 
     def projected(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """k (B, H, T, K) -> z and its signs' values (B, H, T, d), and the codes (B, H, T)."""

@@ -203,4 +203,4 @@ class VectorQuantizer(NearestQuantizer):
             narrow = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
             return tensor.to(moved.device) if narrow and id(tensor) in statistics else moved
 
-        return super()._apply(keep_wide, recurse)
+        return super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]

@@ -30,7 +30,8 @@ class Kind:
 
     def settings_class(self) -> type[Settings]:
         """The class behind `schema`."""
-        return load(self.schema)
+        schema: type[Settings] = load(self.schema)
+        return schema
 
 
 NAMES = "transformer_vq.models.names:check_names"

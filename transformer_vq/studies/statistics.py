@@ -119,7 +119,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     known = ~np.isnan(corrected)
     if known.any():
         corrected[known] = multipletests(corrected[known], method="holm")[1]
-    return corrected.tolist()
+    levels: list[float] = corrected.tolist()
+    return levels
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,13 @@ class ToyAutoencoder(nn.Module):
 
     def keys(self, x: Tensor) -> Tensor:
         """(N, D) -> (1, 1, N, K)."""
-        return self.config.key_scale * self.encoder(x)[None, None] + self.config.shift
+        keys: Tensor = self.config.key_scale * self.encoder(x)[None, None] + self.config.shift
+        return keys
 
     def points(self, k: Tensor) -> Tensor:
         """Decoded keys, (1, 1, N, K) -> (N, D)."""
-        return self.decoder((k[0, 0] - self.config.shift) / self.config.key_scale)
+        points: Tensor = self.decoder((k[0, 0] - self.config.shift) / self.config.key_scale)
+        return points
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x (N, D) -> mean squared error, the quantizer's own loss, codebook health."""

@@ -80,7 +80,8 @@ def share_gradients(module: nn.Module, accelerator: Accelerator, partly_used: bo
         accelerator.ddp_handler.find_unused_parameters = partly_used
     with warnings.catch_warnings():  # torch 2.13 renames the argument, Accelerate knows the old name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return accelerator.prepare_model(module)
+        prepared: nn.Module = accelerator.prepare_model(module)
+        return prepared
 
 
 def asked_for() -> int:
@@ -112,7 +113,8 @@ def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]
+    value: T = outcome[0]
+    return value
 
 
 def sum_over_processes(values: Tensor, accelerator: Accelerator) -> Tensor:

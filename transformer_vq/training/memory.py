@@ -154,7 +154,8 @@ def available(device: str) -> int:
     """Bytes that there are: a GPU's whole memory; on a CPU what is free now, within a cgroup's limit."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    return min(psutil.virtual_memory().available, _left_in_group())
+    free: int = min(psutil.virtual_memory().available, _left_in_group())
+    return free
 
 
 def _left_in_group() -> float:

@@ -61,7 +61,8 @@ class Adafactor(Optimizer):
             scale = state["square"].lerp_(square, new).rsqrt()
         update = g * scale
         update = update / _rms(update).clamp_min(1.0)
-        return update * _rms(p).clamp_min(1e-3)
+        step: Tensor = update * _rms(p).clamp_min(1e-3)
+        return step
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
-        return self.encode_bytes(text.encode()).tolist()
+        ids: list[int] = self.encode_bytes(text.encode()).tolist()
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text behind ids; bytes that are not UTF-8 become the replacement character."""

@@ -117,7 +117,7 @@ class Plan:
     def leaving(self, at: Chunk) -> Tensor:
         """(b, h, n, L) codes of the keys that pass from the strip to the cache after each block; S where none does."""
         first, last = at.n.start * self.L, at.n.stop * self.L
-        codes = self.codes[at.b, at.h, first:last].unflatten(2, (-1, self.L))
+        codes: Tensor = self.codes[at.b, at.h, first:last].unflatten(2, (-1, self.L))
         if self.query_run is None:
             return codes
         following = F.pad(self.query_run[at.b, self.L :: self.L], (0, 1), value=-2)[:, at.n, None]
@@ -168,7 +168,8 @@ def query_rows(x: Tensor, at: Chunk, plan: Plan) -> Tensor:
     missing = (at.n.stop - at.n.start) * plan.L - x.shape[3]
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
-    return x.unflatten(3, (-1, plan.L)).transpose(2, 3).flatten(3, 4)
+    rows: Tensor = x.unflatten(3, (-1, plan.L)).transpose(2, 3).flatten(3, 4)
+    return rows
 
 
 def put_query_rows(target: Tensor, rows: Tensor, at: Chunk, plan: Plan) -> None:
@@ -214,7 +215,8 @@ def bias_rows(bias: Tensor, at: Chunk, plan: Plan) -> Tensor:
     if bias.shape[3] == 1 < plan.N * plan.L:
         return bias[:, at.h].unsqueeze(3).transpose(2, 3).flip(-1)
     everything = Chunk(slice(None), at.h, at.n)
-    return query_rows(bias, everything, plan).unflatten(3, (plan.groups, plan.L)).flip(-1)
+    rows: Tensor = query_rows(bias, everything, plan).unflatten(3, (plan.groups, plan.L)).flip(-1)
+    return rows
 
 
 def add_bias_grad(target: Tensor, d_band: Tensor, at: Chunk, plan: Plan) -> None:

@@ -19,7 +19,7 @@ Backward = Callable[[Call, Tensor, list[Tensor], Tensor], list[Tensor]]
 
 def by_hand(call: Call, notes: Notes, forward: Forward, backward: Backward) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V) of the three functions, which are those of a `TrainableBackend`."""
-    o: Tensor = ByHand.apply(call, notes, forward, backward, *call.learned())
+    o: Tensor = ByHand.apply(call, notes, forward, backward, *call.learned())  # type: ignore[no-untyped-call]
     return o
 
 

@@ -90,7 +90,7 @@ def resolve_backend(
     return choose(Look(kind, T, K, V, dtype, arch, triton, linked))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels_on(device: torch.device) -> tuple[int, bool]:
     """Architecture of a GPU, and whether there is Triton: found before a compiler looks on."""
     return architecture(device), installed()

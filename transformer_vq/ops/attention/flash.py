@@ -136,7 +136,8 @@ def kernel_for(call: Call) -> FlashKernel:
 
 def begins_before(at: Chunk, plan: Plan) -> bool:
     """Whether a strip of this chunk holds carried keys, or slots without a key."""
-    return at.n.start * plan.L < plan.M
+    start: int = at.n.start
+    return start * plan.L < plan.M
 
 
 def walk(plan: Plan) -> Iterator[list[Chunk]]:
@@ -183,12 +184,14 @@ def parts(x: Inputs, at: Chunk, plan: Plan) -> list[Part]:
 
 def fold(rows: Tensor, plan: Plan) -> Tensor:
     """(b, h, n, G·L, D) -> (b·h·n, L, G, D)."""
-    return rows.unflatten(3, (plan.groups, plan.L)).transpose(3, 4).flatten(0, 2)
+    by_group: Tensor = rows.unflatten(3, (plan.groups, plan.L))
+    return by_group.transpose(3, 4).flatten(0, 2)
 
 
 def unfold(x: Tensor, like: Tensor) -> Tensor:
     """The inverse: (b·h·n, L, G, D) -> (b, h, n, G·L, D), for `like` (b, h, n, ·, ·)."""
-    return x.transpose(1, 2).flatten(1, 2).unflatten(0, like.shape[:3])
+    rows: Tensor = x.transpose(1, 2).flatten(1, 2).unflatten(0, like.shape[:3])
+    return rows
 
 
 def cached_logits(x: Inputs, at: Chunk, plan: Plan, counts: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor, Tensor]:

@@ -133,7 +133,8 @@ def by_position(bias: Tensor, T: int) -> Tensor:
     """
     M = bias.shape[-1] - 1
     rows = F.pad(bias.flip(-1).expand(-1, -1, T, -1), (0, T))
-    return rows.flatten(-2)[..., :-T].unflatten(-1, (T, M + T))[..., M:]
+    by_key: Tensor = rows.flatten(-2)[..., :-T].unflatten(-1, (T, M + T))
+    return by_key[..., M:]
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Tensor | None, rotary: Tensor | None) -> None:

@@ -126,7 +126,8 @@ def bias_arguments(q: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
 def tiles_of_queries(plan: Plan, T: int, rows_of_tile: int) -> int:
     """Tiles end with blocks."""
     whole, rest = divmod(T, plan.C)
-    return whole * triton.cdiv(plan.C, rows_of_tile) + triton.cdiv(rest, rows_of_tile)
+    tiles: int = whole * triton.cdiv(plan.C, rows_of_tile) + triton.cdiv(rest, rows_of_tile)
+    return tiles
 
 
 def attend(
@@ -224,7 +225,8 @@ def queries(
 def position(plan: Plan, tile: int, rows_of_tile: int, T: int) -> int:
     """First query of a tile; T past the last."""
     block, inside = divmod(tile, triton.cdiv(plan.C, rows_of_tile))
-    return min(block * plan.C + inside * rows_of_tile, T)
+    first: int = min(block * plan.C + inside * rows_of_tile, T)
+    return first
 
 
 def sweep(plan: Plan, shape: Shape, cache: Caches, q_far: Rows, lse: Tensor, d_o: Rows) -> tuple[Tensor, Tensor, int]:

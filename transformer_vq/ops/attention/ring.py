@@ -157,7 +157,8 @@ def close_ring(ring: Ring) -> AttentionState:
     alive = ring.alive.index_select(1, order).bool()
 
     def rolled(x: Tensor) -> Tensor:
-        return x.index_select(1, order).unflatten(0, (B, Hkv))
+        places: Tensor = x.index_select(1, order).unflatten(0, (B, Hkv))
+        return places
 
     return AttentionState(
         codes=rolled(ring.codes),

@@ -83,7 +83,8 @@ def _measured(call: Call, keep: bool, backward: bool) -> int:
         notes = backend.notes(call)
     with LiveBytes() as live:
         made = run_backward(call, o, notes, d_o) if backward else run_forward(call, keep)
-        return live.peak - sum(x.untyped_storage().nbytes() for x in made)
+        scratch: int = live.peak - sum(x.untyped_storage().nbytes() for x in made)
+        return scratch
 
 
 def _piece(call: Call, rows: int, tokens: int) -> Call:

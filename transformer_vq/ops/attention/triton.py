@@ -79,7 +79,7 @@ class Inputs(NamedTuple):
 def triton_attention(call: Call) -> Tensor:
     """`Call` -> o (B, Hkv, G, T, V). Raises ValueError for what the kernels cannot do."""
     plan, x = layout(call)
-    o: Tensor = TritonAttention.apply(plan, *x)
+    o: Tensor = TritonAttention.apply(plan, *x)  # type: ignore[no-untyped-call]
     return by_group(o, call)
 
 

@@ -136,4 +136,5 @@ def apply(
             chosen["noise"] = as_noise(generator, k)
         if chosen[parameter.name] is None and parameter.default is parameter.empty:
             raise ValueError(f"estimator {name}: needs {parameter.name}")
-    return estimator(k, q, **chosen)
+    k_hat: Tensor = estimator(k, q, **chosen)
+    return k_hat

@@ -71,7 +71,8 @@ def sf_diveq(k: Tensor, q: Tensor, codebook: Tensor, generator: Source) -> Tenso
 
 
 def _length(x: Tensor) -> Tensor:
-    return x.norm(dim=-1, keepdim=True)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return length
 
 
 def _unit(x: Tensor) -> Tensor:

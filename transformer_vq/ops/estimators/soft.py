@@ -33,19 +33,22 @@ ALIVE = 2**20  # probabilities that exist at once, in a chunk of keys
 
 def ibq(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: float = 1.0) -> Tensor:
     """Gradient of a plain softmax.  k, q (B, H, T, K), codebook (H, S, K), codes (B, H, T) -> (B, H, T, K)."""
-    return _Soft.apply(k, q, codebook, codes, temperature, False, None)
+    k_hat: Tensor = _Soft.apply(k, q, codebook, codes, temperature, False, None)  # type: ignore[no-untyped-call]
+    return k_hat
 
 
 def gumbel(
     k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, generator: Source, temperature: float = 1.0
 ) -> Tensor:
     """Gradient of a softmax with Gumbel noise, which follows from `generator` (see noise.py)."""
-    return _Soft.apply(k, q, codebook, codes, temperature, False, as_noise(generator, k).tokens)
+    k_hat: Tensor = _Soft.apply(k, q, codebook, codes, temperature, False, as_noise(generator, k).tokens)  # type: ignore[no-untyped-call]
+    return k_hat
 
 
 def reinmax(k: Tensor, q: Tensor, codebook: Tensor, codes: Tensor, temperature: float = 1.0) -> Tensor:
     """Second-order gradient: twice that of the mean of choice and softmax, minus half that of the softmax."""
-    return _Soft.apply(k, q, codebook, codes, temperature, True, None)
+    k_hat: Tensor = _Soft.apply(k, q, codebook, codes, temperature, True, None)  # type: ignore[no-untyped-call]
+    return k_hat
 
 
 class _Soft(torch.autograd.Function):

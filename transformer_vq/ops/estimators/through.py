@@ -70,7 +70,8 @@ def through(k: Tensor, q: Tensor, transpose: Transpose | None, *extra: Tensor | 
 
     `extra` goes to `transpose` after g: numbers, or tensors that broadcast against k and have its number of axes.
     """
-    return _Through.apply(k, q, transpose, *extra)
+    k_hat: Tensor = _Through.apply(k, q, transpose, *extra)  # type: ignore[no-untyped-call]
+    return k_hat
 
 
 def _by_chunks(
