@@ -7,6 +7,10 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from typer.main import get_command
+
+from transformer_vq.cli import app
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -58,3 +62,12 @@ def arguments(words: list[str]) -> list[str] | None:
     if words[0] == "transformer-vq":
         return words[1:]
     return words[words.index("transformer_vq") + 1 :] if "transformer_vq" in words[:-1] else None
+
+
+def parse(words: list[str]) -> None:
+    """By the parser itself: complains of unknown commands and options, and of missing arguments."""
+    command, context = get_command(app), None
+    while hasattr(command, "commands"):
+        context = command.make_context(command.name, words, parent=context)
+        _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+    command.make_context(command.name, words, parent=context)

@@ -10,13 +10,11 @@ import tomllib
 import pytest
 import torch
 import yaml
-from documents import OUTPUT, ROOT, arguments, blocks, command_lines
+from documents import OUTPUT, ROOT, arguments, blocks, command_lines, parse
 from PIL import Image
 from tiny_run import tiny_run
-from typer.main import get_command
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
-from transformer_vq.cli import app
 from transformer_vq.cli import run as cli
 from transformer_vq.config import load_config
 from transformer_vq.ops import estimators
@@ -100,15 +98,6 @@ def test_every_command_is_understood(page, words, reader, capsys):
         if given[: len(dry.split())] == dry.split():
             flags = [] if dry == "describe" or "--dry-run" in given else ["--dry-run"]
             assert cli([*given, *flags]) == 0, capsys.readouterr().err
-
-
-def parse(words):
-    """By the parser itself: complains of unknown commands and options, and of missing arguments."""
-    command, context = get_command(app), None
-    while hasattr(command, "commands"):
-        context = command.make_context(command.name, words, parent=context)
-        _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
-    command.make_context(command.name, words, parent=context)
 
 
 def check_other_command(words):

@@ -51,10 +51,11 @@ def bounds(field: Any) -> str:
 def commands() -> str:
     """The help of every command, as a terminal of 100 columns shows it."""
     os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
-    from transformer_vq.cli import COMMANDS, run
+    from transformer_vq.cli import run
+    from transformer_vq.cli.examples import EXAMPLES
 
     out = []
-    for words in [[], *([name] for name in COMMANDS), ["study"], ["bench"]]:
+    for words in (name.split() for name in EXAMPLES):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             run([*words, "--help"])
         title = " ".join(["transformer-vq", *words])

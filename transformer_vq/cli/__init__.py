@@ -1,4 +1,6 @@
-"""The console: parse, call, print. A command is one function in a file of this folder and one name in the table below.
+"""The console: parse, call, print.
+
+A command is one function in a file of this folder, one name in the table below, and lines of use in examples.py.
 
 torch is imported inside the commands only, so that `--help` and complaints about input come at once.
 """
@@ -23,6 +25,7 @@ from transformer_vq.cli.data import data
 from transformer_vq.cli.describe import describe
 from transformer_vq.cli.doctor import doctor
 from transformer_vq.cli.evaluate import eval_
+from transformer_vq.cli.examples import epilog
 from transformer_vq.cli.export import export, import_
 from transformer_vq.cli.generate import generate
 from transformer_vq.cli.images import decode, encode, images
@@ -38,6 +41,7 @@ app = typer.Typer(
     help="Language models whose attention keys are vector-quantized, in linear time.",
     no_args_is_help=True,
     add_completion=True,
+    epilog=epilog(""),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -59,9 +63,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode,
 }
 for _name, _function in COMMANDS.items():
-    app.command(_name)(_function)
-app.add_typer(study, name="study")
-app.add_typer(bench, name="bench")
+    app.command(_name, epilog=epilog(_name))(_function)
+for _name, _group in {"study": study, "bench": bench}.items():
+    app.add_typer(_group, name=_name, epilog=epilog(_name))
+    for _command in _group.registered_commands:
+        assert _command.callback is not None
+        _command.epilog = epilog(f"{_name} {_command.name or _command.callback.__name__}")
 
 
 def _show_version(wanted: bool) -> None:

@@ -44,8 +44,6 @@ def adopt(
 
     Weights are kept; keys inside the window stay exact, older ones act through codebooks made by k-means from the
     model's own keys, rotated as at the window's end. Scores stand side by side: as it came, converted, tuned.
-
-    Example: transformer-vq adopt HuggingFaceTB/SmolLM2-135M runs/smol data.source=text/ model.window=256
     """
     from transformer_vq.config import ConfigError, RunConfig, load_config
     from transformer_vq.config.extras import need
