@@ -125,7 +125,8 @@ class FlashAttention3:
             return False
         import flash_attn_interface
 
-        return isinstance(flash_attn_interface._flash_attn_forward, torch.library.CustomOpDef)
+        entry = flash_attn_interface._flash_attn_forward
+        return isinstance(entry, torch.library.CustomOpDef)  # type: ignore[attr-defined]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """As in `FlashKernel`."""
