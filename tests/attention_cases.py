@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import cmath
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +16,26 @@ from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import AttentionState
 
 LEARN = ("q", "k_hat", "v", "bias")
+RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
+"""Of gradients: `gradients`, `grad_through_cache`."""
+
+
+def every_pair(ones: Sequence[Any], others: Sequence[Any]) -> list[tuple[Any, Any, tuple[str, bool]]]:
+    """Cases (one, other, rule) in which any two settings meet, at a quarter of the cases of all three together.
+
+    Each pair of the lists, which have four entries or more, once; its rule moves on along both.
+    """
+    pairs = itertools.product(enumerate(ones), enumerate(others))
+    return [(one, other, RULES[(i + j) % len(RULES)]) for (i, one), (j, other) in pairs]
+
+
+def every_triple(ones: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """All cases (one, other, rule), for `parametrize`; those that `every_pair` leaves out are slow."""
+    quick = every_pair(ones, others)
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+        for case in itertools.product(ones, others, RULES)
+    ]
 
 
 @dataclass(frozen=True)

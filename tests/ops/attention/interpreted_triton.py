@@ -5,14 +5,13 @@ New memory is filled with NaN, so that what is forgotten shows.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from attention_cases import attention_case, call, run
+from attention_cases import RULES, attention_case, call, every_pair, run
 from helpers import assert_same as same
 
 from transformer_vq.ops.attention import launch, op
@@ -22,7 +21,6 @@ from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.kernels import tiles
 from transformer_vq.ops.attention.kernels.tiles import Tile
 
-RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
 SHAPES = [
     {},
     {"Hkv": 1, "H": 4, "bias": "rows"},
@@ -76,16 +74,16 @@ def test_equals_the_definition(shape, sizes, rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "sizes", "rule"), list(itertools.product(SHAPES, SIZES, RULES)), ids=str)
-def test_equals_the_definition_on_the_whole_grid(shape, sizes, rule):
+@pytest.mark.parametrize(("shape", "sizes", "rule"), every_pair(SHAPES, SIZES), ids=str)
+def test_equals_the_definition_for_every_pair_of_settings(shape, sizes, rule):
     compare(shape, sizes, rule)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("tile", [Tile(32, 16, 4), Tile(16, 32, 4, split=False)], ids=str)
-@pytest.mark.parametrize("renewal", [16, 48])
-def test_tiles_do_not_show(monkeypatch, rule, tile, renewal):
+def test_tiles_do_not_show(monkeypatch, rule, tile):
+    renewal = 16 if rule[1] == tile.split else 48  # with either, every rule and every tile
     other = tiles.Tiles(*[tile] * 5, renewal=renewal, group=1)
     monkeypatch.setattr(tiles, "INTERPRETED", other)
     compare({"rotary": True, "segments": True}, (100, 8, 20), rule)
@@ -153,14 +151,11 @@ def test_state_carries_over_under_a_moving_codebook():
     moved(attention_case(T=30, window=6, block_len=4), RULES[0], (9, 21))
 
 
+CARRIED = [{"rotary": True, "H": 4}, {"bias": (1, 43)}, {"segments": True, "mask": "random"}, {"cache": False}]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("window", [0, 3, 9, 20])
-@pytest.mark.parametrize(
-    "shape",
-    [{"rotary": True, "H": 4}, {"bias": (1, 43)}, {"segments": True, "mask": "random"}, {"cache": False}],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "window", "rule"), every_pair(CARRIED, [0, 3, 9, 20]), ids=str)
 def test_every_state_carries_over(shape, window, rule):
     options = {"gradients": rule[0], "grad_through_cache": rule[1]}
     moved(attention_case(T=43, window=window, block_len=4, **shape, **options), rule, (9, 1, 2, 31))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import attention_case, call, run
+from attention_cases import attention_case, call, every_triple, run
 from helpers import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from transformer_vq.ops.attention import blocks, initial_state
 
 LINEAR = ["blockwise", "recurrent", "wide"]
-RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
+SIZES = [(1, 4, 4), (3, 8, 4), (32, 8, 8), (67, 16, 24), (37, 8, 0), (29, 16, 5), (21, 4, 40), (16, 1, 3), (5, 1, 0)]
+SHAPES = [
+    {},
+    {"Hkv": 1, "H": 4, "bias": "rows"},
+    {"Hkv": 2, "H": 4, "rotary": True, "scale": 0.4},
+    {"bias": "constant", "cache": False, "segments": True},
+    {"segments": True, "mask": "random", "rotary": True, "bias": "rows"},
+]
+CARRIED = [{}, {"rotary": True, "H": 4}, {"bias": (1, 23)}, {"segments": True, "mask": "random"}, {"cache": False}]
 
 
 @pytest.mark.parametrize(
@@ -22,44 +30,21 @@ RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
     [("blockwise", 20), ("blockwise", 4096), pytest.param("wide", 20, marks=pytest.mark.slow), ("recurrent", None)],
     ids=["blockwise, many chunks", "blockwise, one chunk", "wide", "recurrent"],
 )
-@pytest.mark.parametrize(("gradients", "grad_through_cache"), RULES)
-@pytest.mark.parametrize(
-    ("T", "block_len", "window"),
-    [(1, 4, 4), (3, 8, 4), (32, 8, 8), (67, 16, 24), (37, 8, 0), (29, 16, 5), (21, 4, 40), (16, 1, 3), (5, 1, 0)],
-)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {},
-        {"Hkv": 1, "H": 4, "bias": "rows"},
-        {"Hkv": 2, "H": 4, "rotary": True, "scale": 0.4},
-        {"bias": "constant", "cache": False, "segments": True},
-        {"segments": True, "mask": "random", "rotary": True, "bias": "rows"},
-    ],
-    ids=str,
-)
-def test_equals_the_definition(
-    backend, chunk_rows, T, block_len, window, shape, gradients, grad_through_cache, monkeypatch
-):
+@pytest.mark.parametrize(("shape", "sizes", "rule"), every_triple(SHAPES, SIZES), ids=str)
+def test_equals_the_definition(backend, chunk_rows, shape, sizes, rule, monkeypatch):
     if chunk_rows is not None:
         monkeypatch.setitem(blocks.ROWS, "cpu", chunk_rows)
-    shape = dict(shape)
+    (T, block_len, window), shape = sizes, dict(shape)
     bias = {"rows": (2, T), "constant": (1, 1), None: None}[shape.pop("bias", None)]
-    rule = {"gradients": gradients, "grad_through_cache": grad_through_cache}
+    rule = {"gradients": rule[0], "grad_through_cache": rule[1]}
     case = attention_case(T=T, block_len=block_len, window=window, bias=bias, **shape, **rule)
     assert_same(run(case, backend), run(case, "quadratic"), rtol=1e-10)
 
 
 @pytest.mark.parametrize("backend", LINEAR)
-@pytest.mark.parametrize(("gradients", "grad_through_cache"), RULES)
-@pytest.mark.parametrize(
-    "shape",
-    [{}, {"rotary": True, "H": 4}, {"bias": (1, 23)}, {"segments": True, "mask": "random"}, {"cache": False}],
-    ids=str,
-)
-@pytest.mark.parametrize("window", [0, 3, 9])
-def test_state_carries_over_under_a_moving_codebook(backend, shape, gradients, grad_through_cache, window):
-    rule = {"gradients": gradients, "grad_through_cache": grad_through_cache}
+@pytest.mark.parametrize(("shape", "window", "rule"), every_triple(CARRIED, [0, 3, 9, 20]), ids=str)
+def test_state_carries_over_under_a_moving_codebook(backend, shape, window, rule):
+    rule = {"gradients": rule[0], "grad_through_cache": rule[1]}
     case = attention_case(T=23, window=window, block_len=4, **shape, **rule)
     state, first = None, 0
     for n in (9, 1, 2, 11):
@@ -201,7 +186,8 @@ def test_blockwise_gradient_is_the_slope_of_its_output():
             replace(case, tensors={**case.tensors, **dict(zip(names, learn, strict=True))}), backend="blockwise"
         )[0]
 
-    assert torch.autograd.gradcheck(o, [case.tensors[name].clone().requires_grad_() for name in names])
+    learn = [case.tensors[name].clone().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(o, learn, fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", LINEAR)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from attention_cases import attention_case, call, run
+from attention_cases import attention_case, call, every_triple, run
 from helpers import assert_same
 from pydantic import ValidationError
 from torch import Tensor
@@ -20,13 +20,13 @@ from transformer_vq.ops.attention.arguments import Arguments
 from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.flash_kernels import FlashAttention2, FlashAttention3, OfPyTorch, OnCPU
 
-RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
 SHAPES = [
     {},
     {"Hkv": 2, "H": 4, "rotary": True, "scale": 0.4},
     {"Hkv": 1, "H": 4, "mask": "random", "K": 6, "V": 9},
     {"cache": False, "rotary": True},
 ]
+SIZES = [(67, 16, 24), (37, 8, 0), (29, 16, 5), (21, 4, 40), (16, 1, 3), (64, 16, 16)]
 
 
 class Watched(OnCPU):
@@ -54,13 +54,9 @@ def assert_equals_the_definition(case, state=None, rtol=1e-10):
             assert (got[name] - want[name]).abs().max() <= rtol * size, name
 
 
-@pytest.mark.parametrize(("gradients", "grad_through_cache"), RULES)
-@pytest.mark.parametrize(
-    ("T", "block_len", "window"), [(67, 16, 24), (37, 8, 0), (29, 16, 5), (21, 4, 40), (16, 1, 3), (64, 16, 16)]
-)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_definition(T, block_len, window, shape, gradients, grad_through_cache):
-    rule = {"gradients": gradients, "grad_through_cache": grad_through_cache}
+@pytest.mark.parametrize(("shape", "sizes", "rule"), every_triple(SHAPES, SIZES), ids=str)
+def test_equals_the_definition(shape, sizes, rule):
+    (T, block_len, window), rule = sizes, {"gradients": rule[0], "grad_through_cache": rule[1]}
     assert_equals_the_definition(attention_case(T=T, block_len=block_len, window=window, **shape, **rule))
 
 

@@ -19,7 +19,7 @@ def test_kernels_equal_the_definition_under_the_interpreter():
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_kernels_equal_the_definition_on_the_whole_grid():
+def test_kernels_equal_the_definition_for_every_pair_of_settings():
     interpret(FILE, "-m", "slow", timeout=4 * 3600 - 10)
 
 

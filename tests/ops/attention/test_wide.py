@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import Case, attention_case, call, run
+from attention_cases import Case, attention_case, call, every_triple, run
 from helpers import assert_same
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformer_vq.ops.attention import wide
 from transformer_vq.ops.attention.blockwise import Manner, block_length
 
-RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
+SIZES = [(67, 16, 24), (37, 8, 0), (21, 4, 40), (1, 4, 4)]
 SHAPES = [
     {},
     {"Hkv": 1, "H": 4, "bias": "rows", "scale": 0.4},
@@ -31,15 +31,11 @@ def narrow_is_fp32(monkeypatch):
     monkeypatch.setattr(wide, "manner", lambda call: Manner(torch.float32, block_length(call, 128), 20))
 
 
-@pytest.mark.parametrize(("gradients", "grad_through_cache"), RULES)
-@pytest.mark.parametrize(("T", "block_len", "window"), [(67, 16, 24), (37, 8, 0), (21, 4, 40), (1, 4, 4)])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_narrow_products_equal_the_definition(
-    narrow_is_fp32, T, block_len, window, shape, gradients, grad_through_cache
-):
-    shape = dict(shape)
+@pytest.mark.parametrize(("shape", "sizes", "rule"), every_triple(SHAPES, SIZES), ids=str)
+def test_narrow_products_equal_the_definition(narrow_is_fp32, shape, sizes, rule):
+    (T, block_len, window), shape = sizes, dict(shape)
     bias = {"rows": (2, T), "constant": (1, 1), None: None}[shape.pop("bias", None)]
-    rule = {"gradients": gradients, "grad_through_cache": grad_through_cache}
+    rule = {"gradients": rule[0], "grad_through_cache": rule[1]}
     case = attention_case(T=T, block_len=block_len, window=window, bias=bias, **shape, **rule)
     got, want = run(case, "wide"), run(case, "quadratic")
     largest = max(x.abs().max() for n, x in want.items() if n.startswith("d"))
