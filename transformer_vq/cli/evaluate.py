@@ -11,10 +11,12 @@ from rich.table import Table
 
 from transformer_vq.cli.arguments import Json, Overrides, Run
 from transformer_vq.cli.console import console, number, print_json, progress_bar, table
-from transformer_vq.cli.runs import folder_of, open_run
+from transformer_vq.cli.runs import folder_of, launched, open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from accelerate import Accelerator
 
     from transformer_vq.config import RunConfig
     from transformer_vq.data import Mixture
@@ -68,34 +70,38 @@ def eval_(
 ) -> None:
     """Score a trained model on a whole split.
 
-    Several contexts stand side by side. Nothing is written.
+    Several contexts stand side by side. Nothing is written. Under torchrun or accelerate launch the processes share
+    the work, and the numbers are those of one.
 
     Settings that may change are those of data and eval, such as data.source=other.txt.
     """
     contexts = [parse_context(text) for text in context or []]
-    loaded = open_run(run)
-
-    from transformer_vq.evaluation import default_context, evaluate_sources
-
-    settings = settings_for(loaded, run, overrides or [])
-    mixture = read_sources(settings, loaded, run)
     results = []
-    usual = settings.eval.context or default_context(loaded.model, settings.train.seq_len)
-    for width in contexts or [usual]:
-        with progress_bar(f"{split}, context {width}") as progress:
-            results.append(
-                evaluate_sources(
-                    loaded.model,
-                    mixture,
-                    split,
-                    width,
-                    settings.eval.batch_size,
-                    max_tokens,
-                    reset_documents=settings.data.document_boundaries == "reset",
-                    recurrence=recurrence or settings.eval.recurrence,
-                    progress=progress,
+    with launched(run) as accelerator:
+        loaded = open_run(run, accelerator.device)
+
+        from transformer_vq.evaluation import default_context, evaluate_sources
+        from transformer_vq.training.distributed import crew
+
+        settings = settings_for(loaded, run, overrides or [])
+        mixture = read_sources(settings, loaded, run, accelerator)
+        usual = settings.eval.context or default_context(loaded.model, settings.train.seq_len)
+        for width in contexts or [usual]:
+            with progress_bar(f"{split}, context {width}") as progress:
+                results.append(
+                    evaluate_sources(
+                        loaded.model,
+                        mixture,
+                        split,
+                        width,
+                        settings.eval.batch_size,
+                        max_tokens,
+                        reset_documents=settings.data.document_boundaries == "reset",
+                        recurrence=recurrence or settings.eval.recurrence,
+                        progress=progress,
+                        crew=crew(accelerator, in_step=False),
+                    )
                 )
-            )
     if json:
         print_json({"run": run, "step": loaded.step, "split": split, "contexts": results})
         return
@@ -151,14 +157,22 @@ def with_own_tokenizer(settings: RunConfig, folder: Path) -> RunConfig:
     return settings.model_copy(update={"data": data})
 
 
-def read_sources(settings: RunConfig, loaded: LoadedRun, run: str) -> Mixture:
-    """The sources as the run's own tokens, prepared now where they are not in the cache."""
+def read_sources(settings: RunConfig, loaded: LoadedRun, run: str, accelerator: Accelerator | None = None) -> Mixture:
+    """The sources as the run's own tokens, prepared now where they are not in the cache, by the main process."""
     from transformer_vq.data import check_sources, prepare_sources
 
-    with console(to_stderr=True).status("preparing the corpus"):
+    def prepared() -> Mixture:
         mixture = prepare_sources(settings.data)
         if mixture.tokenizer.sha256 != loaded.tokenizer.sha256:  # trained anew, it became another
             mixture = prepare_sources(with_own_tokenizer(settings, folder_of(run)).data)
+        return mixture
+
+    with console(to_stderr=True).status("preparing the corpus"):
+        if accelerator is not None:
+            from transformer_vq.training.distributed import on_main
+
+            on_main(accelerator, lambda: prepared() and None, long=True)
+        mixture = prepared()
     check_sources(mixture, seq_len=1)
     return mixture
 

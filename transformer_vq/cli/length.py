@@ -11,11 +11,12 @@ import typer
 from transformer_vq.cli.arguments import Json, check_plot
 from transformer_vq.cli.console import console, print_json, progress_bar, table
 from transformer_vq.cli.evaluate import Split, read_sources, settings_for
-from transformer_vq.cli.runs import open_run
+from transformer_vq.cli.runs import launched, open_run
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from transformer_vq.data import TokenFile
     from transformer_vq.evaluation.length import Bin, Recurrences
 
 Runs = Annotated[
@@ -47,35 +48,32 @@ def length(
     plot: Plot = None,
     json: Json = False,
 ) -> None:
-    """Bits per byte by position, the state carried, in texts of 16 times the length in training."""
-    from transformer_vq.config import ConfigError
+    """Bits per byte by position, the state carried, in texts of 16 times the length in training.
 
+    Under torchrun or accelerate launch the processes share the work.
+    """
     check_plot(plot)
     results, recurring, trained_on, window = {}, {}, {}, {}
-    for run in dict.fromkeys(runs):
-        loaded = open_run(run)
-        settings = settings_for(loaded, run, [f"data.source={data}"] if data else [])
+    with launched(runs[0]) as accelerator:
+        for run in dict.fromkeys(runs):
+            loaded = open_run(run, accelerator.device)
+            settings = settings_for(loaded, run, [f"data.source={data}"] if data else [])
 
-        from transformer_vq.evaluation.length import score_texts
+            from transformer_vq.evaluation.length import score_texts
+            from transformer_vq.training.distributed import crew
 
-        for name, tokens in read_sources(settings, loaded, run).files(split).items():
-            if tokens.bytes is None:
-                raise ConfigError(f"{run}: was trained on tokens without their text, so there are no bits per byte")
-            text = f"{run} on {name}" if name else run
-            trained_on[text] = settings.train.seq_len
-            reach = times * settings.train.seq_len
-            if len(tokens) <= reach:
-                raise ConfigError(
-                    f"--times {times}: {run} was trained on {settings.train.seq_len:,} tokens at a time, and {split} "
-                    f"{f'of {name} ' if name else ''}has {len(tokens):,} in all; at most "
-                    f"{(len(tokens) - 1) // settings.train.seq_len}"
-                )
-            with progress_bar(f"{text}, {split}") as progress:
-                scores = score_texts(loaded.model, tokens, reach, settings.eval.batch_size, texts, progress)
-            results[text] = scores.by_position()
-            if recurrence is not None:
-                window[text] = loaded.model.config.window
-                recurring[text] = scores.by_recurrence(recurrence, window[text])
+            team, size = crew(accelerator, in_step=False), settings.eval.batch_size
+            for name, tokens in read_sources(settings, loaded, run, accelerator).files(split).items():
+                reach = times * settings.train.seq_len
+                check_text(tokens, run, name, split, times, settings.train.seq_len)
+                text = f"{run} on {name}" if name else run
+                trained_on[text] = settings.train.seq_len
+                with progress_bar(f"{text}, {split}") as progress:
+                    scores = score_texts(loaded.model, tokens, reach, size, texts, progress, team)
+                results[text] = scores.by_position()
+                if recurrence is not None:
+                    window[text] = loaded.model.config.window
+                    recurring[text] = scores.by_recurrence(recurrence, window[text])
     if plot is not None:
         from transformer_vq.evaluation.plots import draw_positions, save_figure
 
@@ -97,6 +95,19 @@ def length(
         out.print(f"{text}: where the {recurrence} tokens before last occurred in the same text", soft_wrap=True)
         out.print()
         out.print(recurrences_table(groups, window[text]))
+
+
+def check_text(tokens: TokenFile, run: str, name: str, split: str, times: int, seq_len: int) -> None:
+    """Raises ConfigError for a split that has no bytes, or no text of so many times the length in training."""
+    from transformer_vq.config import ConfigError
+
+    if tokens.bytes is None:
+        raise ConfigError(f"{run}: was trained on tokens without their text, so there are no bits per byte")
+    if len(tokens) <= times * seq_len:
+        raise ConfigError(
+            f"--times {times}: {run} was trained on {seq_len:,} tokens at a time, and {split} "
+            f"{f'of {name} ' if name else ''}has {len(tokens):,} in all; at most {(len(tokens) - 1) // seq_len}"
+        )
 
 
 def positions_table(results: dict[str, list[Bin]]) -> Table:

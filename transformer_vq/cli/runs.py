@@ -10,17 +10,32 @@ from typing import TYPE_CHECKING
 from transformer_vq.cli.console import Failure
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
     from transformer_vq.training import LoadedRun
 
 
-def open_run(run: str) -> LoadedRun:
-    """The model of `RUN[@best|@last|@STEP]`, on the GPU where there is one.  Raises ConfigError, Failure."""
+def open_run(run: str, device: torch.device | None = None) -> LoadedRun:
+    """The model of `RUN[@best|@last|@STEP]` on the device, or a GPU if there is one.  Raises ConfigError, Failure."""
     import torch
 
     from transformer_vq.training import CheckpointError, load_run
 
     with one_line_for(CheckpointError):
-        return load_run(run, "cuda" if torch.cuda.is_available() else "cpu")
+        return load_run(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@contextmanager
+def launched(run: str) -> Iterator[Accelerator]:
+    """The processes that a launcher has started for this command, or this one alone; nothing is written.
+
+    Raises ConfigError.
+    """
+    from transformer_vq.training.distributed import processes
+
+    with processes((), folder_of(run)) as accelerator:
+        yield accelerator
 
 
 def folder_of(run: str) -> Path:

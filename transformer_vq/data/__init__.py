@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformer_vq.data.batches import Batch, eval_streams, eval_windows, mixed_batch, stream_batch, window_batch
+    from transformer_vq.data.batches import (
+        Batch,
+        Pass,
+        document_spans,
+        eval_streams,
+        eval_windows,
+        mixed_batch,
+        stream_batch,
+        window_batch,
+    )
     from transformer_vq.data.cache import default_cache
     from transformer_vq.data.mixture import Mixture, check_sources, prepare_sources
     from transformer_vq.data.store import Corpus, TokenFile, check_lengths, prepare
@@ -17,11 +26,13 @@ __all__ = [
     "Batch",
     "Corpus",
     "Mixture",
+    "Pass",
     "TokenFile",
     "Tokenizer",
     "check_lengths",
     "check_sources",
     "default_cache",
+    "document_spans",
     "eval_streams",
     "eval_windows",
     "load_tokenizer",
@@ -33,7 +44,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "batches": ("Batch", "eval_streams", "eval_windows", "mixed_batch", "stream_batch", "window_batch"),
+    "batches": (
+        "Batch",
+        "Pass",
+        "document_spans",
+        "eval_streams",
+        "eval_windows",
+        "mixed_batch",
+        "stream_batch",
+        "window_batch",
+    ),
     "cache": ("default_cache",),
     "mixture": ("Mixture", "check_sources", "prepare_sources"),
     "store": ("Corpus", "TokenFile", "check_lengths", "prepare"),

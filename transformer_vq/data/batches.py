@@ -9,7 +9,7 @@ Axes:   B batch  T length   n tokens of the split
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -122,22 +122,44 @@ def stream_batch(
     return gather(file, starts.astype(np.int64), seq_len, reset, np.full(len(rows), fresh))
 
 
-def eval_streams(file: TokenFile, length: int, streams: int = 1, reset: bool = False) -> Iterator[Batch]:
-    """The whole split once, `length` tokens a step, in `streams` equal parts side by side; the state is carried.
+class Pass(Sequence[Batch]):
+    """Batches of an evaluation in their order, each read when it is asked for."""
+
+    def __init__(self, count: int, read: Callable[[int], Batch]) -> None:
+        self.length, self.read = count, read
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # one at a time
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        return self.read(index)
+
+
+def eval_streams(
+    file: TokenFile, length: int, streams: int = 1, reset: bool = False, start: int = 0, stop: int | None = None
+) -> Pass:
+    """The whole split, or its tokens start … stop, once, `length` tokens a step, in `streams` equal parts side by side;
+    the state is carried.
 
     Every token but the very first is a label exactly once. With one stream its context is everything before; with more,
     each but the first starts without the text before it. Parts differ by at most one token: the last column may hold
     padding, label -100, after which nothing of that row follows.
     """
-    borders = np.linspace(0, len(file) - 1, streams + 1).astype(np.int64)
+    last = len(file) - 1 if stop is None else stop
+    borders = np.linspace(start, last, streams + 1).astype(np.int64)
     longest = int(np.diff(borders).max())
-    for at in range(0, longest, length):
-        width = min(length, longest - at)
-        places = borders[:-1, None] + at + np.arange(width)
-        yield gather_places(file, places, places < borders[1:, None], reset, np.full(streams, at == 0))
+
+    def read(index: int) -> Batch:
+        at = index * length
+        places = borders[:-1, None] + at + np.arange(min(length, longest - at))
+        return gather_places(file, places, places < borders[1:, None], reset, np.full(streams, at == 0))
+
+    return Pass(-(-longest // length), read)
 
 
-def eval_windows(file: TokenFile, width: int, batch_size: int, reset: bool = False) -> Iterator[Batch]:
+def eval_windows(file: TokenFile, width: int, batch_size: int, reset: bool = False) -> Pass:
     """The whole split once, in windows of `width` tokens that overlap by half; each starts without a state.
 
     Only labels that no earlier window has count: all of the first window, then the second half, so that every token but
@@ -151,10 +173,25 @@ def eval_windows(file: TokenFile, width: int, batch_size: int, reset: bool = Fal
     else:
         starts = np.append(np.arange(0, last - width, stride), last - width)  # the last one ends with the split
         done = np.append(0, starts[:-1] + width)  # positions below this were scored
-    for at in range(0, len(starts), batch_size):
+
+    def read(index: int) -> Batch:
+        at = index * batch_size
         places = starts[at : at + batch_size, None] + np.arange(width)
         counts = (places >= done[at : at + batch_size, None]) & (places < last)
-        yield gather_places(file, np.minimum(places, last), counts, reset, np.ones(len(places), bool))
+        return gather_places(file, np.minimum(places, last), counts, reset, np.ones(len(places), bool))
+
+    return Pass(-(-len(starts) // batch_size), read)
+
+
+def document_spans(file: TokenFile, least: int) -> list[tuple[int, int]]:
+    """[start, stop) of runs of whole documents, each of `least` tokens or more but the last; they cover the split up to
+    its last token, which is only a label.
+    """
+    last, cuts = len(file) - 1, [0]
+    for start in file.documents.tolist():
+        if start - cuts[-1] >= least and start < last:
+            cuts.append(start)
+    return list(zip(cuts, [*cuts[1:], last], strict=True))
 
 
 def draw(seed: int, index: int, below: int) -> int:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from transformer_vq.evaluation.crew import Crew
 from transformer_vq.ops.nearest import lookup
 from transformer_vq.ops.turn import turn
 from transformer_vq.quantizers import Quantized, Quantizer
@@ -56,6 +57,14 @@ class KeyHistograms:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def shared(self, crew: Crew) -> Self:
+        """This, standing for the keys of all processes, which have listened to the same quantizers."""
+        for sums in (self._counts, self._ratios, self._angles):
+            parts = crew.everyones({name: tensor.cpu() for name, tensor in sums.items()})
+            for name in {name for part in parts for name in part}:
+                sums[name] = torch.stack([part[name] for part in parts if name in part]).sum(0)
+        return self
 
     def histograms(self) -> dict[str, Histogram]:
         """`layer0/code_share` and so on, for quantizers that saw a key; means over heads."""

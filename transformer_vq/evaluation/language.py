@@ -13,21 +13,24 @@ Of the N tokens in a split, N - 1 are scored, each once: nothing predicts the fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from transformer_vq.data import TokenFile, eval_streams, eval_windows
+from transformer_vq.data import Batch, Pass, TokenFile, document_spans, eval_streams, eval_windows
+from transformer_vq.evaluation.crew import ALONE, Crew, Progress
 from transformer_vq.evaluation.health import SplitHealth
-from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.evaluation.recurrence import last_seen, scores_by_recurrence
-from transformer_vq.models import TransformerVQ
+from transformer_vq.models import ModelState, TransformerVQ
 
 IGNORED = -100
 PIECE = 512  # full context: batch_size * PIECE tokens of the one stream are read in a call
+SPAN = 8  # calls, at least, of a run of whole documents that is read apart from the others
 MOST_LOGITS = 2**26  # but no more than so many logits are held, 256 MiB in fp32
 
 Context = Literal["full"] | int
@@ -47,7 +50,8 @@ def evaluate(
     *,
     reset_documents: bool = False,
     recurrence: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    crew: Crew = ALONE,
 ) -> dict[str, Any]:
     """Score `split`, or its first `max_tokens` predictions -> one flat dict:
 
@@ -59,45 +63,101 @@ def evaluate(
     the model's windows, as `scores_by_recurrence` has them; with reset_documents, occurred in the same document.
     reset_documents: attention stops at document boundaries, as `data.document_boundaries: reset` trains it.
     progress(done, total) is called after every call of the model.
+    crew: the processes that do this together, each of which gets the whole answer.
     Raises ValueError for a split of fewer than two tokens and for sizes below 1.
     """
-    for name, value in (("context", context), ("batch_size", batch_size), ("max_tokens", max_tokens)):
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
-    if recurrence is not None and not 2 <= recurrence <= 8:
-        raise ValueError(f"recurrence = {recurrence}: must be from 2 to 8 tokens")
-    if max_tokens is not None:
-        split = split.head(max_tokens + 1)
-    if len(split) < 2:
-        raise ValueError(f"a split of {len(split)} tokens has nothing to predict; at least 2 are needed")
-    most = max(1, MOST_LOGITS // _vocabulary(model))
-    if context == "full":
-        batches = eval_streams(split, min(batch_size * PIECE, most), reset=reset_documents)
-    else:
-        width = min(context, len(split) - 1)
-        batches = eval_windows(split, width, max(1, min(batch_size, most // width)), reset=reset_documents)
-    nats, scored, state = 0.0, 0, None
-    by_target: list[NDArray[np.float64]] = []  # in the order of the split, whatever the context
-    with evaluating(model) as device, SplitHealth(model) as health:
-        for batch in batches:
-            tokens, labels = batch.tokens.to(device), batch.labels.to(device)
-            health.count_only(labels != IGNORED)
-            out = model(tokens, state=state, segments=None if batch.segments is None else batch.segments.to(device))
-            state = out.state if context == "full" else None
-            losses = F.cross_entropy(out.logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-            losses = losses.cpu().double()
-            nats += losses.sum().item()
-            if recurrence is not None:
-                by_target.append(losses[batch.labels.flatten() != IGNORED].numpy())
-            scored += int((batch.labels != IGNORED).sum())
-            if progress is not None:
-                progress(scored, len(split) - 1)
-    scores = {"context": context, **_scores(nats, scored, split), **health.summary()}
-    if recurrence is not None:
-        distance = last_seen(split.tokens, recurrence, split.documents if reset_documents else None)
-        covered = None if split.bytes is None else split.covered(1, len(split))
-        scores |= scores_by_recurrence(np.concatenate(by_target), distance, covered, model.config.window)
+    reading = Reading(model, split, context, batch_size, max_tokens, reset_documents, recurrence)
+    (scores,) = read_together(model, [reading], crew, progress)
     return scores
+
+
+def read_together(
+    model: TransformerVQ, readings: Sequence[Reading], crew: Crew = ALONE, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """The scores of each, all of their courses dealt out over the processes at once."""
+    courses = [(reading, course) for reading in readings for course in range(len(reading.courses))]
+    calls = [len(reading.courses[course]) for reading, course in courses]
+    total = sum(len(reading.split) - 1 for reading in readings)
+    with evaluating(model, crew.in_step) as device:
+
+        def do(number: int, call: int) -> int:
+            reading, course = courses[number]
+            return reading.call(course, call, device)
+
+        crew.work(calls, do, lambda: call_on_nothing(model, device), total, progress)
+    return [reading.scores(crew) for reading in readings]
+
+
+class Reading:
+    """One split that is being scored: its courses, and what was found so far. Arguments and errors as `evaluate`."""
+
+    def __init__(
+        self,
+        model: TransformerVQ,
+        split: TokenFile,
+        context: Context,
+        batch_size: int,
+        max_tokens: int | None,
+        reset_documents: bool,
+        recurrence: int | None,
+    ) -> None:
+        for name, value in (("context", context), ("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
+        if recurrence is not None and not 2 <= recurrence <= 8:
+            raise ValueError(f"recurrence = {recurrence}: must be from 2 to 8 tokens")
+        if max_tokens is not None:
+            split = split.head(max_tokens + 1)
+        if len(split) < 2:
+            raise ValueError(f"a split of {len(split)} tokens has nothing to predict; at least 2 are needed")
+        self.model, self.split, self.context = model, split, context
+        self.reset, self.recurrence = reset_documents, recurrence
+        self.courses = self._courses(batch_size)
+        self.health = SplitHealth(model)
+        self.state: ModelState | None = None
+        self.found: dict[tuple[int, int], tuple[float, int]] = {}  # by course and call: nats, and of how many targets
+        self.by_target: dict[tuple[int, int], NDArray[np.float64]] = {}
+
+    def _courses(self, batch_size: int) -> list[Sequence[Batch]]:
+        split, reset, most = self.split, self.reset, max(1, MOST_LOGITS // _vocabulary(self.model))
+        if self.context != "full":
+            width = min(self.context, len(split) - 1)
+            windows = eval_windows(split, width, max(1, min(batch_size, most // width)), reset=reset)
+            return [Pass(1, lambda _, number=number: windows[number]) for number in range(len(windows))]  # type: ignore[misc]
+        length = min(batch_size * PIECE, most)
+        spans = document_spans(split, SPAN * length) if reset else [(0, len(split) - 1)]
+        return [eval_streams(split, length, reset=reset, start=start, stop=stop) for start, stop in spans]
+
+    def call(self, course: int, call: int, device: torch.device) -> int:
+        """One call of the model: how many targets it scored. Those of a course follow one another."""
+        batch = self.courses[course][call]
+        tokens, labels = batch.tokens.to(device), batch.labels.to(device)
+        state = self.state if call else None
+        segments = None if batch.segments is None else batch.segments.to(device)
+        with self.health:
+            self.health.count_only(labels != IGNORED, (course, call))
+            out = self.model(tokens, state=state, segments=segments)
+        self.state = out.state if self.context == "full" else None
+        losses = F.cross_entropy(out.logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        losses = losses.cpu().double()
+        scored = int((batch.labels != IGNORED).sum())
+        self.found[course, call] = losses.sum().item(), scored
+        if self.recurrence is not None:
+            self.by_target[course, call] = losses[batch.labels.flatten() != IGNORED].numpy()
+        return scored
+
+    def scores(self, crew: Crew) -> dict[str, Any]:
+        """What all processes found, added up in the order of the split whoever found it."""
+        self.state = None
+        found, split = crew.together(self.found).values(), self.split
+        nats, scored = sum(nats for nats, _ in found), sum(count for _, count in found)
+        scores = {"context": self.context, **_scores(nats, scored, split), **self.health.shared(crew).summary()}
+        if self.recurrence is not None:
+            by_target = np.concatenate(list(crew.together(self.by_target).values()))
+            distance = last_seen(split.tokens, self.recurrence, split.documents if self.reset else None)
+            covered = None if split.bytes is None else split.covered(1, len(split))
+            scores |= scores_by_recurrence(by_target, distance, covered, self.model.config.window)
+        return scores
 
 
 def _scores(nats: float, tokens: int, split: TokenFile) -> dict[str, float]:

@@ -11,7 +11,6 @@ Axes: B texts side by side, T tokens of one call, N texts, P predictions of a te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +20,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from transformer_vq.data import TokenFile
+from transformer_vq.evaluation.crew import ALONE, Crew, Progress
 from transformer_vq.evaluation.language import MOST_LOGITS, PIECE
-from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.evaluation.recurrence import groups, last_seen
-from transformer_vq.models import TransformerVQ
+from transformer_vq.models import ModelState, TransformerVQ
 
 FIRST_BIN = 16
 """Predictions in the first bin; later ones end at 16·√2, 32, 32·√2, …"""
@@ -83,12 +83,13 @@ def score_texts(
     length: int,
     batch_size: int = 16,
     max_texts: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    crew: Crew = ALONE,
 ) -> Texts:
     """Score the first `max_texts` texts of `length` tokens in `split`; a rest at its end is left out.
 
-    progress(done, total) counts predictions.  Raises ValueError for sizes below 1, a split that holds no such text, and
-    tokens that came without their text.
+    progress(done, total) counts predictions. crew: the processes that do this together, each of which gets everything.
+    Raises ValueError for sizes below 1, a split that holds no such text, and tokens that came without their text.
     """
     for name, value in (("length", length), ("batch_size", batch_size), ("max_texts", max_texts)):
         if value is not None and value < 1:
@@ -100,21 +101,26 @@ def score_texts(
     read = split.covered(1, texts * length + 1).reshape(texts, length)
     tokens = np.asarray(split.tokens[: texts * length + 1]).astype(np.int64)
     inputs, labels = tokens[:-1].reshape(texts, length), tokens[1:].reshape(texts, length)
-    nats = np.empty((texts, length))
-    with evaluating(model) as device:
-        for first in range(0, texts, batch_size):
-            rows = slice(first, min(first + batch_size, texts))
-            piece = max(1, min(PIECE, MOST_LOGITS // (batch_size * (model.config.vocab_size or 1))))
-            state = None
-            for start in range(0, length, piece):
-                columns = slice(start, start + piece)
-                out = model(torch.from_numpy(inputs[rows, columns]).to(device), state=state)
-                state = out.state
-                target = torch.from_numpy(labels[rows, columns]).to(device)
-                losses = F.cross_entropy(out.logits.transpose(1, 2), target, reduction="none")
-                nats[rows, columns] = losses.double().cpu().numpy()
-                if progress is not None:
-                    progress(rows.start * length + (rows.stop - rows.start) * min(start + piece, length), nats.size)
+    found: dict[tuple[int, int], NDArray[np.float64]] = {}  # by batch of texts and piece: nats (B, T)
+    piece = max(1, min(PIECE, MOST_LOGITS // (batch_size * (model.config.vocab_size or 1))))
+    state: ModelState | None = None
+    with evaluating(model, crew.in_step) as device:
+
+        def do(batch: int, call: int) -> int:
+            nonlocal state
+            rows = slice(batch * batch_size, min((batch + 1) * batch_size, texts))
+            columns = slice(call * piece, min((call + 1) * piece, length))
+            out = model(torch.from_numpy(inputs[rows, columns]).to(device), state=state if call else None)
+            state = out.state
+            target = torch.from_numpy(labels[rows, columns]).to(device)
+            losses = F.cross_entropy(out.logits.transpose(1, 2), target, reduction="none")
+            found[batch, call] = losses.double().cpu().numpy()
+            return target.numel()
+
+        calls = [-(-length // piece)] * -(-texts // batch_size)
+        crew.work(calls, do, lambda: call_on_nothing(model, device), labels.size, progress)
+    whole = crew.together(found)
+    nats = np.block([[whole[batch, call] for call in range(count)] for batch, count in enumerate(calls)])
     return Texts(np.column_stack([inputs, labels[:, -1]]), nats, read)
 
 

@@ -9,11 +9,11 @@ has numbers where every source has such targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from transformer_vq.data import Mixture
-from transformer_vq.evaluation.language import Context, evaluate
+from transformer_vq.evaluation.crew import ALONE, Crew, Progress
+from transformer_vq.evaluation.language import Context, Reading, read_together
 from transformer_vq.evaluation.recurrence import PREFIX
 from transformer_vq.models import TransformerVQ
 
@@ -31,22 +31,18 @@ def evaluate_sources(
     *,
     reset_documents: bool = False,
     recurrence: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    crew: Crew = ALONE,
 ) -> dict[str, Any]:
-    """`evaluate` on every source's split, of which `max_tokens` are scored each; on one alone, just that."""
-    found = {
-        name: evaluate(
-            model,
-            file,
-            context,
-            batch_size,
-            max_tokens,
-            reset_documents=reset_documents,
-            recurrence=recurrence,
-            progress=progress,
-        )
+    """`evaluate` on every source's split, of which `max_tokens` are scored each; on one alone, just that.
+
+    crew: the processes that do this together; texts with full context go to a process each.
+    """
+    readings = {
+        name: Reading(model, file, context, batch_size, max_tokens, reset_documents, recurrence)
         for name, file in mixture.files(split).items()
     }
+    found = dict(zip(readings, read_together(model, list(readings.values()), crew, progress), strict=True))
     if mixture.alone is not None:
         return found[""]
     shares = mixture.shares

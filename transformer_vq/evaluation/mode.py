@@ -10,12 +10,21 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode and no gradients inside, the former mode after; yields the device of the model's parameters."""
+def evaluating(model: nn.Module, in_step: bool = False) -> Iterator[torch.device]:
+    """Evaluation mode and no gradients inside, the former mode after; yields the device of the model's parameters.
+
+    in_step: parameters are cut up over processes. What is gathered of them goes on being used in training, so it must
+    not be made in inference mode.
+    """
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad() if in_step else torch.inference_mode():
             yield next(model.parameters()).device
     finally:
         model.train(training)
+
+
+def call_on_nothing(model: nn.Module, device: torch.device) -> None:
+    """A call on one token, whose answer nobody reads: its share of a call that other processes make."""
+    model(torch.zeros(1, 1, dtype=torch.int64, device=device))

@@ -229,7 +229,8 @@ def run(config: ImageRunConfig, resume: bool = False, overwrite: bool = False, q
 
     def make(accelerator: Accelerator) -> ImageTask:
         if accelerator.num_processes > 1:
-            on_main(accelerator, lambda: open_corpus(config.data) and None)  # one process downloads, the others find it
+            # one process downloads, the others find it
+            on_main(accelerator, lambda: open_corpus(config.data) and None, long=True)
         return ImageTask(config, accelerator.device)
 
     return train(config, make, resume, overwrite, quiet)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +27,13 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from transformer_vq.config import ConfigError
+from transformer_vq.evaluation.crew import Crew
+
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=6)  # the others wait this long while the main process prepares data or evaluates
+TIMEOUT = timedelta(minutes=10)  # so long a process waits in one exchange with the others before the run ends
+LOOK = 0.05  # seconds between two looks whether the main process is done with what may take hours
 
 
 class ProcessesDiffer(RuntimeError):
@@ -39,7 +44,7 @@ class ProcessesDiffer(RuntimeError):
 def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
     """An `Accelerator` for one run. Nothing but the launcher's process group is left behind, for the next run to use.
 
-    Raises RuntimeError when the number of processes is not what the launcher was asked for.
+    Raises ConfigError when the number of processes is not what the launcher was asked for.
     """
     had_group, had_state = dist.is_initialized(), PartialState._shared_state != {}
     asked = asked_for()
@@ -49,13 +54,13 @@ def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
     try:
         if accelerator.num_processes != asked:
-            raise RuntimeError(
+            raise ConfigError(
                 f"the launcher was asked for {asked} processes and this run has {accelerator.num_processes}; "
                 f"on a CPU use torchrun --nproc-per-node {asked} -m transformer_vq ..."
             )
@@ -100,21 +105,44 @@ def asked_for() -> int:
     return 1
 
 
-def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
-    """Do it on the main process alone; every process gets the result, or the exception."""
+def on_main(accelerator: Accelerator, do: Callable[[], T], long: bool = False) -> T:
+    """Do it on the main process alone; every process gets the result, or the exception.
+
+    long: it may take longer than an exchange may. The others look now and then whether it is done, for as long as the
+    main process lives.
+    """
     if accelerator.num_processes == 1:
         return do()
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = do()
-        except BaseException as error:  # the others must hear of it, whatever it is, or they wait for hours
+        except BaseException as error:  # the others must hear of it, whatever it is, or they wait in vain
             outcome[1] = error
+    if long:
+        _wait_for_main(accelerator)
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
     value: T = outcome[0]
     return value
+
+
+_long = count()
+
+
+def _wait_for_main(accelerator: Accelerator) -> None:
+    store, key = dist.distributed_c10d._get_default_store(), f"transformer_vq/done/{next(_long)}"
+    if accelerator.is_main_process:
+        store.set(key, "")
+    else:
+        while not store.check([key]):
+            time.sleep(LOOK)
+
+
+def crew(accelerator: Accelerator, in_step: bool) -> Crew:
+    """The processes, as an evaluation sees them."""
+    return Crew(accelerator.process_index, accelerator.num_processes, str(accelerator.device), in_step)
 
 
 def sum_over_processes(values: Tensor, accelerator: Accelerator) -> Tensor:

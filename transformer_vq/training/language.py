@@ -53,6 +53,7 @@ class LanguageTask(Task):
     """Trains a `TransformerVQ` by a `RunConfig`."""
 
     primary = "bits_per_byte"
+    evaluates_together = True
 
     def __init__(self, config: RunConfig, device: torch.device, processes: int = 1) -> None:
         """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together."""
@@ -202,6 +203,7 @@ class LanguageTask(Task):
             reset_documents=self.config.data.document_boundaries == "reset",
             recurrence=settings.recurrence,
             progress=self.check_stop,
+            crew=self.crew,
         )
 
     def quantizers(self) -> dict[str, Quantizer]:
@@ -282,9 +284,8 @@ def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet:
     config = config.written()
 
     def make(accelerator: Accelerator) -> LanguageTask:
-        on_main(
-            accelerator, lambda: prepare_sources(config.data) and None
-        )  # one process tokenizes, the others find the tokens
+        # one process tokenizes, the others find the tokens
+        on_main(accelerator, lambda: prepare_sources(config.data) and None, long=True)
         return LanguageTask(config, accelerator.device, accelerator.num_processes)
 
     return train(config, make, resume, overwrite, quiet)

@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,12 @@ from transformer_vq import __version__
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
-from transformer_vq.training.distributed import any_process, compare_replicas, everyones, on_main, processes
+from transformer_vq.training.distributed import any_process, compare_replicas, crew, everyones, on_main, processes
 from transformer_vq.training.early_stop import Patience, check_patience
 from transformer_vq.training.origin import warm_start
 from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
-from transformer_vq.training.sharding import check_sharding, gathered, local
+from transformer_vq.training.sharding import check_sharding, let_go, local, views_may_leave_layers
 from transformer_vq.training.signals import Signals
 from transformer_vq.training.snapshot import Position, read_imported, read_snapshot, write_snapshot
 from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
@@ -116,7 +116,7 @@ def train(
             if not new:
                 on_main(accelerator, lambda: task.check_resumes(folder.path))
             origin = warm_start(task, settings.init_from, accelerator) if new and settings.init_from else {}
-            step, planned, damaged = on_main(accelerator, lambda: folder.begin(config, resume, overwrite))
+            step, planned, damaged = on_main(accelerator, lambda: folder.begin(config, resume, overwrite), long=True)
             for complaint in damaged:
                 progress.say(complaint)
             loop = Loop(config, task, accelerator, folder, progress, signals)
@@ -145,6 +145,7 @@ class Loop:
         evaluations = config.train.steps // config.eval.every if config.eval.every else 0
         self.trackers = Trackers(accelerator, folder.path, config.train.trackers, evaluations)
         task.stop_asked = lambda: signals.stop
+        task.crew = crew(accelerator, self.step.sharded)
 
     def start(self, step: int, planned: int, origin: Mapping[str, str]) -> None:
         """Take everything from the checkpoint of `step`, 0: start anew; then say what is about to happen.
@@ -269,12 +270,12 @@ class Loop:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
         number = self.at.done // (self.config.eval.every or self.train.steps)
         with ExitStack() as stack:
-            for player in self.task.players.values() if self.step.sharded else ():
-                stack.enter_context(gathered(player.module))
             heard = stack.enter_context(self.trackers.listening(self.task.quantizers, number, final))
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # else every shape would be compiled anew
-            values = on_main(self.accelerator, lambda: self.task.evaluate(split, final))
+            values = self._numbers(split, final)
         self._record(split, values)
+        if self.task.evaluates_together and self.trackers.names:
+            heard.shared(self.task.crew)
         self.trackers.show(split, heard, self.at.done)
         primary, done = self.task.primary, self.at.done
         self.progress.evaluated(done, split, values, primary)
@@ -285,6 +286,16 @@ class Loop:
                 self.save()
                 on_main(self.accelerator, lambda: self.checkpoints.mark_best(done, primary, values[primary]))
         return values
+
+    def _numbers(self, split: str, final: bool) -> dict[str, Any]:
+        if not self.task.evaluates_together:
+            return on_main(self.accelerator, lambda: self.task.evaluate(split, final), long=True)
+        try:
+            with views_may_leave_layers() if self.step.sharded else nullcontext():
+                return self.task.evaluate(split, final)
+        finally:
+            for player in self.task.players.values() if self.step.sharded else ():
+                let_go(player.module)
 
     def _record(self, split: str, values: Mapping[str, Any]) -> None:
         where = {"step": self.at.done, self.task.unit: self.at.units, "split": split}
@@ -330,7 +341,7 @@ class Loop:
             self.folder.finish(summary)
             return self.folder.summary()
 
-        return on_main(self.accelerator, write) or {}
+        return on_main(self.accelerator, write, long=True) or {}
 
 
 def device_name(device: torch.device) -> str:

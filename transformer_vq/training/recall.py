@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from transformer_vq.config.recall import RecallRunConfig
 from transformer_vq.data import prepare, repeat
 from transformer_vq.data.recall import IGNORED, Examples, make_examples
 from transformer_vq.evaluation.health import SplitHealth
-from transformer_vq.evaluation.mode import evaluating
+from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.names import check_names
 from transformer_vq.training.distributed import on_main
@@ -43,6 +45,8 @@ EXAMPLES_SEED = 20231204
 
 class RecallTask(Task):
     """Trains a `TransformerVQ` by a `RecallRunConfig`."""
+
+    evaluates_together = True
 
     def __init__(self, config: RecallRunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -93,11 +97,11 @@ class RecallTask(Task):
 
         At the end of the run the same of `recall.eval_lengths`, of sequences that are the same in every run.
         """
-        with evaluating(self.model), SplitHealth(self.model) as health:
+        with evaluating(self.model, self.crew.in_step):
             trained_on = self.config.train.seq_len
+            health = SplitHealth(self.model)
             numbers = self._score(self._examples(self.config.recall.examples, split, *_seed(split)), health)
-            found = health.summary()
-        with evaluating(self.model):
+            found = health.shared(self.crew).summary()
             for length in self.config.recall.eval_lengths if final else ():
                 seed = _seed(split) if length == trained_on else (*_seed(split), length)
                 scored = self._score(self._examples(self.config.recall.examples, split, *seed, length=length))
@@ -106,18 +110,23 @@ class RecallTask(Task):
 
     def _score(self, examples: Examples, health: SplitHealth | None = None) -> dict[str, Any]:
         """What the model answers to all of the examples."""
-        size = self.config.eval.batch_size
-        nats, right = np.zeros(examples.labels.shape), np.zeros(examples.labels.shape, dtype=bool)
-        asked = examples.distance > 0
-        for start in range(0, len(nats), size):
-            self.check_stop()
-            rows = slice(start, start + size)
+        size, asked = self.config.eval.batch_size, examples.distance > 0
+        found: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}  # by batch
+
+        def do(batch: int, _: int) -> int:
+            rows = slice(batch * size, (batch + 1) * size)
             tokens, labels = (torch.as_tensor(x[rows], device=self.device) for x in examples[:2])
             if health is not None:
-                health.count_only(torch.ones_like(tokens, dtype=torch.bool))
-            logits = self.model(tokens).logits
-            nats[rows] = _losses(logits, labels)
-            right[rows] = (logits.argmax(-1) == labels).cpu().numpy()
+                health.count_only(torch.ones_like(tokens, dtype=torch.bool), (batch,))
+            with health or nullcontext():
+                logits = self.model(tokens).logits
+            found[batch] = _losses(logits, labels), (logits.argmax(-1) == labels).cpu().numpy()
+            return len(tokens)
+
+        count = len(examples.labels)
+        idle = partial(call_on_nothing, self.model, self.device)
+        self.crew.work([1] * -(-count // size), do, idle, count, self.check_stop)
+        nats, right = (np.concatenate(parts) for parts in zip(*self.crew.together(found).values(), strict=True))
         far = examples.distance[asked]
         place = far if self.config.recall.task == "needle" else 2 ** np.floor(np.log2(far)).astype(np.int64)
         numbers = {"accuracy": right[asked], "bits": nats[asked] / math.log(2)}
@@ -177,7 +186,7 @@ def run(config: RecallRunConfig, resume: bool = False, overwrite: bool = False, 
 
     def make(accelerator: Accelerator) -> RecallTask:
         if (data := config.data) is not None:  # one process tokenizes, the others find the tokens
-            on_main(accelerator, lambda: prepare(data) and None)
+            on_main(accelerator, lambda: prepare(data) and None, long=True)
         return RecallTask(config, accelerator.device)
 
     return train(config, make, resume, overwrite, quiet)

@@ -89,22 +89,6 @@ def gradients_kept(module: nn.Module) -> Iterator[None]:
         root.set_requires_gradient_sync(True)
 
 
-@contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Whole parameters on every process, so that each may use the module alone. All enter and leave together."""
-    root, *layers = _parts(module)  # the root stays whole after a forward pass anyway: backward begins with it
-    for layer in layers:
-        layer.set_reshard_after_forward(False)
-    for part in (root, *layers):
-        part.unshard()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.set_reshard_after_forward(True)
-        let_go(module)
-
-
 def let_go(module: nn.Module) -> None:
     """Cut up again what a forward pass that was broken off has left whole."""
     for part in _parts(module):

@@ -70,11 +70,11 @@ def write_snapshot(
         save_json({**run, "planned": planned, "restarts": at.restarts}, temporary / TRAINER)
 
     try:
-        on_main(accelerator, write)
+        on_main(accelerator, write, long=True)
         if carries:
             path = temporary / f"carried-{accelerator.process_index}.safetensors"
             together(accelerator, lambda: save_tensors(mine, path))
-        on_main(accelerator, lambda: checkpoints.commit(step))
+        on_main(accelerator, lambda: checkpoints.commit(step), long=True)
     except WriteError as error:
         on_main(accelerator, lambda: shutil.rmtree(temporary, ignore_errors=True))  # make room for whoever looks
         raise WriteError(f"{error}; the checkpoint of step {step} is {in_units(size)}") from error

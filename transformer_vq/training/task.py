@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from transformer_vq.config.run import OptimizationConfig
+from transformer_vq.evaluation.crew import ALONE, Crew
 from transformer_vq.quantizers import Quantizer
 
 
@@ -64,6 +65,10 @@ class Task(ABC):
     stop_asked: Callable[[], bool] = staticmethod(lambda: False)
     """The loop's: whether a signal asks the run to stop."""
 
+    crew: Crew = ALONE
+    """The loop's: the processes that evaluate together."""
+    evaluates_together: ClassVar[bool] = False
+    """Whether `evaluate` is called on all processes of the crew, which return the same, or on the main one alone."""
     unit: ClassVar[str] = "tokens"
     """What `MicroBatch.units` counts."""
     primary: str = "loss"
@@ -84,7 +89,10 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
-        """Numbers about a split, on the main process; `final` at the end of the run, when nothing may be cut short."""
+        """Numbers about a split; `final` at the end of the run, when nothing may be cut short.
+
+        On the main process, or with `evaluates_together` on all.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, str]:

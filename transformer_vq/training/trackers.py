@@ -65,12 +65,12 @@ class Trackers:
 
     def listening(self, quantizers: Callable[[], Mapping[str, Quantizer]], number: int, final: bool) -> KeyHistograms:
         """A context for the evaluation of that number: listens to some of the quantizers, or, mostly, to none."""
-        due = self.names and self.accelerator.is_main_process and (final or number % self.stride == 0)
+        due = self.names and (final or number % self.stride == 0)
         return KeyHistograms(spaced(quantizers(), LAYERS) if due else {})
 
     def show(self, split: str, heard: KeyHistograms, step: int) -> None:
         """Histograms as `split/layer0/code_share`, and one picture of them as `split/codes`."""
-        found = heard.histograms()
+        found = heard.histograms() if self.accelerator.is_main_process else {}
         if not found:
             return
         from transformer_vq.evaluation.plots import draw_histograms, pixels

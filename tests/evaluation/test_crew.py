@@ -1,0 +1,70 @@
+"""An evaluation that processes share gives the numbers of one process, whatever does not share out evenly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from crew_processes import PIECE, numbers
+
+from transformer_vq.evaluation import language
+from transformer_vq.evaluation.crew import ALONE, Crew
+
+TESTS = Path(__file__).parents[1]
+PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+
+
+def test_every_call_is_made_once_and_all_make_as_many_rounds():
+    for size in (1, 2, 3, 7):
+        for courses in ([], [1], [1] * 10, [5, 1, 1, 2], [4, 4, 9, 1]):
+            turns = [Crew(rank, size).turns(courses) for rank in range(size)]
+            assert len({len(turn) for turn in turns}) == 1
+            made = [turn for mine in turns for turn in mine if turn is not None]
+            assert sorted(made) == [(course, call) for course, calls in enumerate(courses) for call in range(calls)]
+            for mine in turns:
+                assert [turn for turn in mine if turn] == sorted(turn for turn in mine if turn), "a course in order"
+
+
+def test_alone_an_error_comes_at_once():
+    made = []
+    with pytest.raises(KeyError):
+        ALONE.work([1, 1, 1], lambda course, _: made.append(course) or {}[course], lambda: None, 3)
+    assert made == [0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_find_what_one_finds(tmp_path, monkeypatch, size):
+    """Bit for bit, but for the Gram matrices of keys, which are added up by process; cut parameters to rounding.
+
+    And what stops one process stops all.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    done = subprocess.run(
+        [*command, str(TESTS / "crew_processes.py"), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(language, "PIECE", PIECE)
+    alone = json.loads(json.dumps(numbers(ALONE)))
+    for rank in range(size):
+        assert (tmp_path / f"stopped-{rank}").exists()
+        found = json.loads((tmp_path / f"numbers-{rank}.json").read_text())
+        for kind, want in alone.items():
+            assert found[kind].keys() == want.keys()
+            for key, value in want.items():
+                inexact = key.endswith("key_rank") or kind == "histograms"
+                assert found[kind][key] == (pytest.approx(value, rel=1e-9) if inexact else value), (kind, key)
+        cut = json.loads((tmp_path / f"numbers-{rank}-cut.json").read_text())
+        for kind in alone:
+            for key, value in alone[kind].items():
+                close = value if isinstance(value, str | dict) else pytest.approx(value, rel=1e-6)
+                assert cut[kind][key] == close or kind == "position", (kind, key)
