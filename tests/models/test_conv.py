@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.models.conv import ShortConvolution
 from transformer_vq.models.describe import describe
-from transformer_vq.models.state import locate
+from transformer_vq.models.place import locate
 from transformer_vq.training.optimizers import hidden_matrices
 
 WIDTH = 3

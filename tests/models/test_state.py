@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
-from transformer_vq.models.state import locate
+from transformer_vq.models.place import locate
 
 ROW = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=8)
 

@@ -1,4 +1,4 @@
-"""`transformer-vq bench attention|quantize|images|generation|train|all`: side-by-side timings, never tests."""
+"""`transformer-vq bench attention|quantize|images|generation|train|communication|context|all`: never tests."""
 
 from __future__ import annotations
 
@@ -75,6 +75,36 @@ def train(
 ) -> None:
     """A training step of a small model beside one of Llama of the same shape."""
     _measure("train", json, out, plot, lengths=lengths, repeats=repeats)
+
+
+@bench.command()
+def communication(
+    lengths: Annotated[
+        list[int] | None, typer.Option("--length", min=1, help="Tokens, may be given several times.")
+    ] = None,
+    processes: Annotated[
+        list[int] | None,
+        typer.Option("--processes", min=2, help="That share a sequence; up to 4 are started, for more by formula."),
+    ] = None,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Bytes a process and layer sends under train.context_parallel, beside ring attention's."""
+    _measure("communication", json, out, lengths=lengths, processes=processes)
+
+
+@bench.command()
+def context(
+    lengths: Annotated[
+        list[int] | None, typer.Option("--length", min=1, help="Tokens of the row, may be given several times.")
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=2, help="That share the row, one thread each.")] = 2,
+    repeats: Repeats = None,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """A training step on one long row, cut over CPU processes and by one process alone."""
+    _measure("context", json, out, lengths=lengths, processes=processes, repeats=repeats)
 
 
 @bench.command("all")

@@ -44,7 +44,8 @@ def facts(settings: RunConfig) -> dict[str, Any]:
         model = model.model_copy(update={"vocab_size": vocabulary(settings.data.tokenizer)})
     found = describe_model(model, settings.train.seq_len)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, reason = attention_backend(model, device, settings.train.seq_len, settings.train.precision)
+    train = settings.train
+    name, reason = attention_backend(model, device, train.seq_len, train.precision, train.context_parallel)
     found["backend"] = {"name": name, "reason": reason, "device": device}
     length, why = block_length(model, device)
     found["block_len"] = {"length": length, "reason": why}

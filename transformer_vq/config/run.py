@@ -129,6 +129,9 @@ class TrainConfig(OptimizationConfig):
         description="parameters, gradients and optimizer states: none: whole on every process | full: cut over all | "
         "hybrid: cut over the processes of each machine; codebooks are whole everywhere",
     )
+    context_parallel: int = Field(
+        1, ge=1, description="processes that share one sequence, each with a piece; divides seq_len and the processes"
+    )
     seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
     teacher: str | None = Field(
         None,

@@ -12,7 +12,7 @@ A layer whose keys are not quantized (`kind: none`, or a quantizer before its st
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -22,8 +22,10 @@ from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.conv import ShortConvolution
 from transformer_vq.models.norm import RMSNorm, rms_normalize
 from transformer_vq.models.positions import POSITIONS
+from transformer_vq.models.split import Line, attention_before, inputs_before
 from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import AttentionState, FullState, full_attention
+from transformer_vq.ops.attention.arguments import Arguments
 from transformer_vq.quantizers import Quantized, Quantizer, build_quantizer
 from transformer_vq.quantizers.seeds import seeded
 
@@ -52,6 +54,8 @@ class Context(NamedTuple):
     """(B, T) int64: of each real token in its document."""
     tokens: Tensor | None = None
     """(B, T) int64, what the dropout of entries follows from; None where there is none."""
+    line: Line | None = None
+    """The processes that share the rows; None: this one has whole rows."""
 
 
 class VQAttention(nn.Module):
@@ -90,6 +94,8 @@ class VQAttention(nn.Module):
         """y (B, T, D), the normed input -> what projections read, and the inputs to carry on (`Carried.inputs`)."""
         if self.conv is None:
             return y, None
+        if context.line is not None:
+            y, before = inputs_before(context.line, y, self.conv.reach, before, context.mask)
         mixed: tuple[Tensor, Tensor] = self.conv(y, before, context.places, context.mask)
         return mixed
 
@@ -116,6 +122,8 @@ class VQAttention(nn.Module):
         o: Tensor
         after: LayerState
         if self.keeps_every_key:
+            if context.line is not None:
+                raise RuntimeError("a layer that keeps every key cannot be cut over processes")
             before = state if isinstance(state, FullState) else None
             o, after = full_attention(
                 q,
@@ -135,23 +143,26 @@ class VQAttention(nn.Module):
             else:  # a codebook of one row that nobody reads: without a cache only exact keys count
                 k_hat, codes = k, torch.zeros(k.shape[:-1], dtype=torch.int64, device=k.device)
                 codebook = k.new_zeros(k.shape[1], 1, k.shape[-1])
-            o, after = vq_attention(
-                q,
-                k_hat,
-                v,
-                codes,
-                codebook,
-                window=config.window,
-                block_len=config.block_length,
-                bias=bias,
-                rotary=rotary,
-                state=state if isinstance(state, AttentionState) else None,
-                cache=config.cache,
-                gradients=config.gradients,
-                exact_window=self.exact_window,
-                grad_through_cache=config.grad_through_cache,
-                backend=config.backend,
-                segments=context.segments,
-                mask=context.mask,
-            )
+            arguments: dict[str, Any] = {
+                "q": q,
+                "k_hat": k_hat,
+                "v": v,
+                "codes": codes,
+                "codebook": codebook,
+                "window": config.window,
+                "block_len": config.block_length,
+                "bias": bias,
+                "rotary": rotary,
+                "state": state if isinstance(state, AttentionState) else None,
+                "cache": config.cache,
+                "gradients": config.gradients,
+                "exact_window": self.exact_window,
+                "grad_through_cache": config.grad_through_cache,
+                "backend": config.backend,
+                "segments": context.segments,
+                "mask": context.mask,
+            }
+            if context.line is not None:
+                arguments = vars(attention_before(context.line, Arguments(**arguments)))
+            o, after = vq_attention(**arguments)
         return rearrange(o, "b h t v -> b t (h v)"), after, quantized

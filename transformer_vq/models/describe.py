@@ -72,10 +72,11 @@ def describe(config: TransformerVQConfig, length: int) -> dict[str, Any]:
 
 
 def attention_backend(
-    config: TransformerVQConfig, device: torch.device | str, length: int, precision: str
+    config: TransformerVQConfig, device: torch.device | str, length: int, precision: str, context: int = 1
 ) -> tuple[str, str]:
-    """The backend of training on `length` tokens in `train.precision`, and why."""
-    return resolve_backend(config.backend, device, length, config.key_dim, config.value_dim, DTYPES[precision])
+    """The backend of training on `length` tokens in `train.precision`, over `context` processes, and why."""
+    widths = config.key_dim, config.value_dim
+    return resolve_backend(config.backend, device, length // context, *widths, DTYPES[precision], context > 1)
 
 
 def keeps_every_key(layer: VQAttention) -> bool:

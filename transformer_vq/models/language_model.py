@@ -23,8 +23,10 @@ from transformer_vq.models.dropout import RowDropout, fresh_draws
 from transformer_vq.models.gau import GAU
 from transformer_vq.models.init import embedding, linear
 from transformer_vq.models.norm import RMSNorm
+from transformer_vq.models.place import locate
 from transformer_vq.models.positions import XLBias, sinusoid
-from transformer_vq.models.state import ModelState, locate
+from transformer_vq.models.split import Line, place_before
+from transformer_vq.models.state import ModelState, closed
 from transformer_vq.models.transformer import TransformerBlock
 from transformer_vq.ops.attention.choice import FUSED
 from transformer_vq.ops.cross_entropy import linear_logits, summed_cross_entropy
@@ -136,6 +138,7 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
         self._frozen, self._in_place = False, False
         self._decoder: Decoder | None = None
+        self._line: Line | None = None
 
     def features(
         self,
@@ -148,7 +151,9 @@ class Backbone(nn.Module):
         """Arguments as for `TransformerVQ`: (B, T, D) for the head, new state, each layer's Quantized.
 
         embedded (B, T, D): in place of the embeddings of `tokens`, of which only the shape is then read.
+        Inside `split_over` all of them are of a piece, and the state is that of the rows on the first process.
         """
+        line = self._line
         _same_shape(tokens, segments=segments, mask=mask)
         state = whole(state)
         _same_rows(tokens, state)
@@ -161,17 +166,20 @@ class Backbone(nn.Module):
             dropped = named(seed, self.first_row, self.first_place, tokens[..., None], mask).tokens
             rows = self.first_row + torch.arange(len(tokens), device=tokens.device)
             draws = torch.where(draws == 0, fresh_draws(seed, rows), draws)
+        if line is not None:
+            before = place_before(line, before, tokens.shape, segments, mask)
         positions, position, segment = locate(tokens.shape, before, segments, mask)
         x = self.embedding(tokens) if embedded is None else embedded
         if self.absolute_scale is not None:
             table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
             x = x + self.absolute_scale * table
         x = self.dropout(x, dropped)
-        context = Context(segments, mask, draws, positions, dropped)
+        context = Context(segments, mask, draws, positions, dropped, line)
         recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         after, quantized = [], []
         for i, layer in enumerate(self.layers):
-            carried = Carried(None, None) if state is None else state.of_layer(i)
+            goes_on = state is not None and (line is None or line.first)
+            carried = state.of_layer(i) if state is not None and goes_on else Carried(None, None)
             if recompute:
                 x, left, result = self._checkpointed(layer, x, context, carried)
             else:
@@ -180,7 +188,8 @@ class Backbone(nn.Module):
             quantized.append(result)
         layers = tuple(left.attention for left in after)
         inputs = tuple(left.inputs for left in after if left.inputs is not None)
-        return self.norm(x), ModelState(layers, position, segment, draws, inputs), tuple(quantized)
+        left = ModelState(layers, position, segment, draws, inputs)
+        return self.norm(x), left if line is None else closed(line, left), tuple(quantized)
 
     def decoder(self, tokens: Tensor) -> Decoder | None:
         """What reads tokens (B, 1) faster inside `frozen()`; None where it would not, or not the same numbers."""
@@ -233,6 +242,15 @@ class Backbone(nn.Module):
             self._frozen, self._in_place, self._decoder = False, False, None
             for bias in biases:
                 bias.freeze(False)
+
+    @contextmanager
+    def split_over(self, line: Line | None) -> Iterator[None]:
+        """Forward passes in here read pieces of rows, those of one row on the processes of `line`; None: whole rows."""
+        self._line = line
+        try:
+            yield
+        finally:
+            self._line = None
 
     @property
     def quantizers(self) -> list[Quantizer]:

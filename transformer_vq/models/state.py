@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from transformer_vq.models.attention import Carried, LayerState
+from transformer_vq.models.split import Line
 from transformer_vq.ops.attention.full import FullState, trim
 
 
@@ -52,28 +52,12 @@ class ModelState(NamedTuple):
         return ModelState(layers, change(self.position), change(self.segment), change(self.draws), inputs)
 
 
-def locate(
-    shape: torch.Size, before: tuple[Tensor, Tensor], segments: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where tokens stand in their documents: positions (B, T), then the position and segment (B,) to carry on.
-
-    shape (B, T); before: position and segment of the state; segments, mask (B, T) as in `vq_attention`. Only real
-    tokens count; a real token whose segment differs from the last real token's is at 0.
-    Positions of padding mean nothing.
-    """
-    position, segment = before
-    B, T = shape
-    real = torch.ones(B, T, dtype=torch.bool, device=position.device) if mask is None else mask
-    index = real.cumsum(1) - 1  # of each token among the call's real ones
-    positions = position[:, None] + index
-    if segments is not None:
-        steps = torch.arange(T, device=position.device)
-        last = torch.where(real, steps, -1).cummax(1).values  # the last real token up to here, -1: none in this call
-        earlier = torch.cat([last.new_full((B, 1), -1), last[:, :-1]], 1)
-        known = (earlier >= 0) | (position > 0)[:, None]
-        previous = torch.where(earlier >= 0, segments.gather(1, earlier.clamp_min(0)), segment[:, None])
-        start = torch.where(real & known & (segments != previous), index, -1).cummax(1).values
-        positions = torch.where(start >= 0, index - start, positions)
-        segment = torch.where(last[:, -1] >= 0, segments.gather(1, last[:, -1:].clamp_min(0))[:, 0], segment)
-    # padding after the last real token has that token's index, so the last column speaks for it
-    return positions, positions[:, -1] + 1, segment
+def closed(line: Line, state: ModelState) -> ModelState:
+    """What the process keeps of the state behind its piece: in a line that closes, the first one the last one's, which
+    its rows go on from, and the others what is drawn for the rows."""
+    if not line.closes:
+        return state
+    tensors: list[Tensor] = []
+    state._map(lambda x: tensors.append(x) or x)  # type: ignore[func-returns-value]
+    found = iter(line.to_first(tensors))
+    return state._map(lambda _: next(found)) if line.first else state._replace(layers=(), inputs=())

@@ -36,7 +36,8 @@ from transformer_vq.ops.attention import AttentionState, FullState
 from transformer_vq.quantizers import Quantizer
 from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.training.checkpoints import load_tensors, verify
-from transformer_vq.training.distributed import on_main
+from transformer_vq.training.context import ProcessLine, check_context, make_line
+from transformer_vq.training.distributed import asked_for, on_main
 from transformer_vq.training.loop import train
 from transformer_vq.training.memory import complaint
 from transformer_vq.training.origin import find_checkpoint, take_weights, tokenizer_hash
@@ -55,9 +56,15 @@ class LanguageTask(Task):
     primary = "bits_per_byte"
     evaluates_together = True
 
-    def __init__(self, config: RunConfig, device: torch.device, processes: int = 1) -> None:
-        """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together."""
-        self.config, self.device, self.processes = config, device, processes
+    def __init__(
+        self, config: RunConfig, device: torch.device, processes: int = 1, line: ProcessLine | None = None
+    ) -> None:
+        """Prepare the corpus and make the model.  Raises ConfigError when data and config do not fit together.
+
+        line: the processes that share rows with this one, each a piece of every row.
+        """
+        self.config, self.device, self.processes, self.line = config, device, processes, line
+        self.piece = slice(0, config.train.seq_len) if line is None else line.piece(config.train.seq_len)
         self.mixture = prepare_sources(config.data)
         if not self.mixture.knows_bytes:
             self.primary = "bits_per_token"
@@ -98,7 +105,8 @@ class LanguageTask(Task):
         grows = (
             f" after {length:,} tokens; it grows with the text" if found["state_grows"] else ", however long the text"
         )
-        backend, reason = attention_backend(model, self.device, length, self.config.train.precision)
+        train = self.config.train
+        backend, reason = attention_backend(model, self.device, length, train.precision, train.context_parallel)
         taught = {"teacher": self.teacher.name} if self.teacher else {}
         settings = self.config.model_copy(update={"model": model})
         short = complaint(settings, self.device.type, self.processes)
@@ -112,9 +120,11 @@ class LanguageTask(Task):
         }
 
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
-        """Rows of the train split, on the device."""
-        raw = self._read(step, rows)
-        segments = None if raw.segments is None else raw.segments.to(self.device)
+        """Rows of the train split, or this process's pieces of them, on the device."""
+        whole = self._read(step, rows)
+        segments = None if whole.segments is None else whole.segments[:, self.piece]
+        raw = Batch(whole.tokens[:, self.piece], whole.labels[:, self.piece], segments, whole.fresh)
+        segments = None if segments is None else segments.to(self.device)
         batch = Batch(raw.tokens.to(self.device), raw.labels.to(self.device), segments, raw.fresh)
         labels = int((raw.labels >= 0).sum())
         counts = {"lm": labels, "teacher": labels, "quantizers": raw.tokens.numel()}
@@ -136,7 +146,7 @@ class LanguageTask(Task):
         state = self.states.get(batch.slot) if self.streams else None
         if state is not None:  # where all start anew, None is the same and the quicker way through attention
             state = None if bool(rows.fresh.all()) else state.reset_rows(rows.fresh)
-        with self.probe if self.probing else nullcontext():
+        with self.probe if self.probing else nullcontext(), self.model.split_over(self.line):
             out = module(
                 rows.tokens, state=state, labels=rows.labels, segments=rows.segments, logits=bool(self.teacher)
             )
@@ -170,7 +180,7 @@ class LanguageTask(Task):
 
     def set_rows(self, first_row: int) -> None:
         """Noise goes by row of the batch."""
-        self.model.set_rows(first_row)
+        self.model.set_rows(first_row, self.piece.start)
 
     def after_update(self, player: str) -> None:
         """Once per optimizer step, over all micro-batches and processes."""
@@ -281,12 +291,16 @@ def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet:
     """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
     check_names(config.model)
     teacher_name(config)
+    check_context(config, asked_for())
     config = config.written()
+
+    streams = config.data.order == "streams"
 
     def make(accelerator: Accelerator) -> LanguageTask:
         # one process tokenizes, the others find the tokens
         on_main(accelerator, lambda: prepare_sources(config.data) and None, long=True)
-        return LanguageTask(config, accelerator.device, accelerator.num_processes)
+        line = make_line(config.train.context_parallel, accelerator.device, accelerator.num_processes, streams)
+        return LanguageTask(config, accelerator.device, accelerator.num_processes, line)
 
     return train(config, make, resume, overwrite, quiet)
 

@@ -97,12 +97,15 @@ def train(
         processes(settings.trackers, Path(config.run_dir)) as accelerator,
         _kept_random_state(accelerator.device),
     ):
-        if settings.batch_size < accelerator.num_processes:
+        context = context_of(config)
+        rows_over = accelerator.num_processes // context
+        if settings.batch_size < rows_over:
+            shared = f" over train.context_parallel = {context}" if context > 1 else ""
             raise ConfigError(
-                f"train.batch_size = {settings.batch_size}: must be at least {accelerator.num_processes}, the number "
-                "of processes"
+                f"train.batch_size = {settings.batch_size}: must be at least {rows_over}, the number of "
+                f"processes{shared}"
             )
-        check_sharding(settings, shard_of(config), accelerator.num_processes)
+        check_sharding(settings, shard_of(config), accelerator.num_processes, context)
         quiet = quiet or not accelerator.is_main_process
         with RunFolder(config.run_dir, config.checkpoint.keep) as folder, Progress(settings.steps, quiet) as progress:
             finished = on_main(accelerator, lambda: folder.check(config, resume, overwrite))
@@ -139,7 +142,8 @@ class Loop:
         self.config, self.train, self.task = config, config.train, task
         self.accelerator, self.folder, self.progress, self.signals = accelerator, folder, progress, signals
         self.checkpoints = folder.checkpoints
-        self.step = Stepper(task, config.train, config.seed, accelerator, shard_of(config), lambda: signals.hurry)
+        shard, context = shard_of(config), context_of(config)
+        self.step = Stepper(task, config.train, config.seed, accelerator, shard, lambda: signals.hurry, context)
         self.at = Position()
         self.patience = Patience(config.train.patience)
         evaluations = config.train.steps // config.eval.every if config.eval.every else 0
@@ -156,7 +160,9 @@ class Loop:
         if step:
             checkpoint = self.checkpoints.path(step)
             optimizers = self.step.optimizers
-            self.at = read_snapshot(checkpoint, step, self.task, optimizers, train, planned, self.accelerator)
+            self.at = read_snapshot(
+                checkpoint, step, self.task, optimizers, train, planned, self.accelerator, self.step.layout
+            )
             anew = f"; the schedule began anew after {self.at.restarts[-1]}" if self.at.restarts else ""
             origin = {"goes on": f"after step {step}, from {checkpoint}{anew}"}
         elif on_main(self.accelerator, self.checkpoints.last) == 0:
@@ -165,6 +171,7 @@ class Loop:
         self.step.restarts = self.at.restarts
         on_main(self.accelerator, lambda: self.folder.go_on(self.config, step))
         cut = ", parameters cut over them" if self.step.sharded else ""
+        cut += f", {self.step.context} to a sequence" if self.step.context > 1 else ""
         split, primary = self.task.splits[0], self.task.primary
         for at, value in on_main(self.accelerator, lambda: self.folder.numbers(split, primary)):
             self.patience.add(at, value)
@@ -264,7 +271,8 @@ class Loop:
         """Write a checkpoint of where the run is, unless there is one already."""
         on_main(self.accelerator, self.folder.flush)
         optimizers = self.step.optimizers
-        write_snapshot(self.checkpoints, self.at, self.train.steps, self.task, optimizers, self.accelerator)
+        planned, layout = self.train.steps, self.step.layout
+        write_snapshot(self.checkpoints, self.at, planned, self.task, optimizers, self.accelerator, layout)
 
     def _evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
@@ -354,6 +362,11 @@ def device_name(device: torch.device) -> str:
 def shard_of(config: RunSettings) -> str:
     """`train.shard` of a task that has it."""
     return str(getattr(config.train, "shard", "none"))
+
+
+def context_of(config: RunSettings) -> int:
+    """`train.context_parallel` of a task that has it."""
+    return int(getattr(config.train, "context_parallel", 1))
 
 
 def _due(done: int, every: int | None) -> bool:

@@ -32,8 +32,8 @@ WHOLE_UPDATES = ("muon", "adafactor")
 """Optimizers whose update looks at a matrix as a whole."""
 
 
-def check_sharding(train: OptimizationConfig, shard: str, processes: int) -> None:
-    """Raises ConfigError for what cannot be cut over so many processes."""
+def check_sharding(train: OptimizationConfig, shard: str, processes: int, context: int = 1) -> None:
+    """Raises ConfigError for what cannot be cut over so many processes, `context` of which share a row."""
     if shard == "none" or processes == 1:
         return
     if train.optimizer in WHOLE_UPDATES:
@@ -41,10 +41,10 @@ def check_sharding(train: OptimizationConfig, shard: str, processes: int) -> Non
             f"train.optimizer = {train.optimizer}: looks at whole matrices, which train.shard = {shard} cuts up; "
             "train.optimizer = adamw, or train.shard = none"
         )
-    if train.micro_batch == 1 and train.batch_size % processes:
+    if train.micro_batch == 1 and train.batch_size % (processes // context):
         raise ConfigError(
             f"train.micro_batch = 1: with train.shard = {shard} all processes make as many forward passes, and "
-            f"{processes} do not share train.batch_size = {train.batch_size} evenly; leave micro_batch out"
+            f"{processes // context} do not share train.batch_size = {train.batch_size} evenly; leave micro_batch out"
         )
 
 

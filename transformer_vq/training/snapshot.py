@@ -22,6 +22,7 @@ from transformer_vq.config import ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError, in_units, read_text, write_text
 from transformer_vq.training.checkpoints import TRAINER, Checkpoints, load_json, load_tensors, save_json, save_tensors
+from transformer_vq.training.deal import Layout, deal
 from transformer_vq.training.distributed import any_process, everyones, on_main, together
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.sharding import is_sharded, load_whole, whole
@@ -48,6 +49,7 @@ def write_snapshot(
     task: Task,
     optimizers: Mapping[str, Optimizers],
     accelerator: Accelerator,
+    layout: Layout,
 ) -> None:
     """Make a checkpoint of step `at.done`, unless there is one.  Raises WriteError, and leaves the others alone."""
     step, carried, count = at.done, task.carried(), accelerator.num_processes
@@ -60,6 +62,7 @@ def write_snapshot(
         tensors |= {name: _whole(task.players[name].module.state_dict(), accelerator)}
         tensors |= {f"{name}-optimizer": _whole(own.state(), accelerator)}
     mine = carried if carries else {}
+    rows = [[(r.start, r.stop) for r in slots] for slots in everyones(layout.slots, accelerator)]
     size = sum(everyones(_bytes(mine), accelerator)) + sum(map(_bytes, tensors.values()))
 
     def write() -> None:
@@ -67,7 +70,8 @@ def write_snapshot(
         for name, values in tensors.items():
             save_tensors(values, temporary / f"{name}.safetensors")
         run = {"units": at.units, "seconds": at.seconds, "processes": count, "carries": carries}
-        save_json({**run, "planned": planned, "restarts": at.restarts}, temporary / TRAINER)
+        cut = {"rows": rows, "context": layout.context} if carries else {}
+        save_json({**run, **cut, "planned": planned, "restarts": at.restarts}, temporary / TRAINER)
 
     try:
         on_main(accelerator, write, long=True)
@@ -88,29 +92,51 @@ def read_snapshot(
     train: OptimizationConfig,
     planned_before: int,
     accelerator: Accelerator,
+    layout: Layout,
 ) -> Position:
     """Put a checkpoint back into players, optimizers and task.
 
     planned_before: the run's own `train.steps` until now, for a checkpoint that does not say what was planned.
-    The checkpoint has been verified. Raises ConfigError when other processes wrote it.
+    The checkpoint has been verified. Raises ConfigError when what it carries cannot be dealt to these processes.
     """
-    values, count = load_json(checkpoint / TRAINER), accelerator.num_processes
-    if values["carries"] and values["processes"] != count:
-        raise ConfigError(
-            f"{checkpoint}: holds the state carried by {values['processes']} processes; resume with as many, "
-            f"not {count}"
-        )
+    values = load_json(checkpoint / TRAINER)
+    carried = _carried(checkpoint, values, layout, accelerator) if values["carries"] else None
     for name, own in optimizers.items():
         module, weights = task.players[name].module, load_tensors(checkpoint / f"{name}.safetensors")
         load_whole(module, weights) if is_sharded(module) else module.load_state_dict(weights)
         own.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors"))
-    if values["carries"]:
-        task.restore(load_tensors(checkpoint / f"carried-{accelerator.process_index}.safetensors"))
+    if carried is not None:
+        task.restore(carried)
     planned = on_main(accelerator, lambda: _planned(checkpoint, values, planned_before, train))
     restarts = tuple(values.get("restarts", ()))
     if train.steps > planned and train.extend == "restart":
         restarts = (*restarts, planned)
     return Position(step, values["units"], values["seconds"], restarts)
+
+
+def _carried(
+    checkpoint: Path, values: Mapping[str, Any], layout: Layout, accelerator: Accelerator
+) -> Mapping[str, Tensor]:
+    """What this process goes on from, of what those that wrote the checkpoint carried."""
+    count, mine = accelerator.num_processes, accelerator.process_index
+    written, rows, context = values["processes"], values.get("rows"), values.get("context", 1)
+
+    def of(rank: int) -> dict[str, Tensor]:
+        return load_tensors(checkpoint / f"carried-{rank}.safetensors")
+
+    if rows is None:  # an old checkpoint
+        if written != count or layout.context > 1:
+            raise ConfigError(f"{checkpoint}: holds the state carried by {written} processes; resume with as many")
+        return of(mine)
+    slots = [[range(*ends) for ends in process] for process in rows]
+    same = written == count and context == layout.context and slots == everyones(layout.slots, accelerator)
+    if same:
+        return of(mine)
+    whole = range(0, written, context)
+    try:
+        return deal([of(rank) for rank in whole], [slots[rank] for rank in whole], layout.slots)
+    except ValueError as error:
+        raise ConfigError(f"{checkpoint}: cannot be dealt to {count} processes: {error}") from None
 
 
 def read_imported(checkpoint: Path, task: Task) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.quantizers import Quantizer
 from transformer_vq.quantizers.scheduled import Gathered, ScheduledQuantizer
+from transformer_vq.training.deal import Layout
 from transformer_vq.training.distributed import everyones, share_gradients, sum_over_processes
 from transformer_vq.training.optimizers import Optimizers
 from transformer_vq.training.schedule import learning_rate
@@ -48,7 +49,7 @@ class StepAbandoned(Exception):
 class Stepper:
     """The players' modules and optimizers on this process, and the step.
 
-    restarts: see `learning_rate`. shard: see `sharding`.
+    restarts: see `learning_rate`. shard: see `sharding`. context: neighbouring processes that share rows.
     hurry: looked at between micro-batches of a run on one process.
     """
 
@@ -60,13 +61,17 @@ class Stepper:
         accelerator: Accelerator,
         shard: str = "none",
         hurry: Callable[[], bool] = lambda: False,
+        context: int = 1,
     ) -> None:
         self.task, self.train, self.seed, self.accelerator = task, train, seed, accelerator
         self.restarts: tuple[int, ...] = ()
         self.hurry = hurry
         processes = accelerator.num_processes
         self.sharded = shard != "none" and processes > 1
-        self.slices = micro_batches(train, accelerator.process_index, processes, even=self.sharded)
+        self.context = context
+        rank, rows_over = accelerator.process_index // context, processes // context
+        self.slices = micro_batches(train, rank, rows_over, even=self.sharded)
+        self.layout = Layout(self.slices, context)
         self.optimizers: dict[str, Optimizers] = {}
         self.modules: dict[str, nn.Module] = {}
         dtype = torch.float64 if train.precision == "fp64" else None
@@ -180,7 +185,7 @@ class Stepper:
         terms, metrics = list(outputs[0].terms), list(outputs[0].metrics)
         total = torch.zeros(len(terms) + len(metrics), dtype=torch.float64, device=self.accelerator.device)
         for output, rows in zip(outputs, self.slices, strict=True):
-            share = len(rows) / self.train.batch_size
+            share = len(rows) / (self.train.batch_size * self.context)
             row = [*(output.terms[key] for key in terms), *(output.metrics[key] * share for key in metrics)]
             total += torch.stack([value.double() for value in row])
         values = sum_over_processes(total, self.accelerator).tolist()
@@ -194,7 +199,7 @@ class Stepper:
             if not all(bool(term.isfinite()) for term in output.terms.values())
         ]
         places = [place for places in everyones(bad, self.accelerator) for place in places]
-        return "; ".join(places) or self.task.identify(step, range(self.train.batch_size))
+        return "; ".join(dict.fromkeys(places)) or self.task.identify(step, range(self.train.batch_size))
 
     def _seed_random(self, step: int, slot: int, turn: int) -> None:
         entropy = [self.seed, step, self.accelerator.process_index, slot, turn]

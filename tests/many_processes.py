@@ -1,0 +1,61 @@
+"""Runs on several CPU processes, and what they leave behind, as numbers to compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_run import tiny_run
+
+from transformer_vq.training.checkpoints import load_tensors
+
+TESTS = Path(__file__).parent
+
+
+def launch(folder: Path, runs: list[tuple[dict[str, Any], bool]], processes: int) -> None:
+    """Make the runs, each a config and whether it resumes, one after another in one launch."""
+    todo = folder / "runs.json"
+    todo.write_text(json.dumps(runs), encoding="utf-8")
+    torchrun(processes, str(TESTS / "training" / "sharded_processes.py"), str(todo))
+
+
+def torchrun(processes: int, *arguments: str) -> str:
+    """What the command prints; fails with the end of what it complains about."""
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=560,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def tree(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
+    """The config of a tiny run, as plain values."""
+    return tiny_run(folder, name, **settings).model_dump(mode="json")
+
+
+def records(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every number of every training record, but times."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["split"] == "train"]
+    names = {key for line in lines for key in line} - {"split", "tokens_per_s"}
+    return {name: torch.tensor([line.get(name, -1.0) for line in lines], dtype=torch.float64) for name in names}
+
+
+def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Of the model and its optimizer."""
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    return load_tensors(folder / "model.safetensors") | {
+        f"optimizer {name}": tensor for name, tensor in load_tensors(folder / "model-optimizer.safetensors").items()
+    }
