@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from transformer_vq.bench import communication, context
-from transformer_vq.bench.communication import Sizes, ours, ring, run
+from transformer_vq.bench.communication import SIZES, Sizes, ours, ring, run
 
 
 @pytest.mark.distributed
@@ -34,3 +36,13 @@ def test_a_cut_step_is_timed_beside_a_whole_one() -> None:
     (row,) = context.run(lengths=(512,), repeats=1, layers=1)
     assert (row["tokens"], row["processes"]) == (512, 2)
     assert row["alone_ms"] / row["cut_ms"] == pytest.approx(row["speedup"])
+
+
+def test_the_page_holds_what_the_formulas_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    table = page.split("| ring over ours |\n")[1].split("\n\n")[0].splitlines()[1:]
+    rows = [[float(cell.replace(",", "")) for cell in line.strip("|").split("|")] for line in table]
+    assert len(rows) == 16
+    for tokens, processes, kib, mib, ratio in rows:
+        own, theirs = sum(ours(SIZES)), sum(ring(int(tokens), int(processes), SIZES))
+        assert (kib, mib) == (round(own / 2**10, 1), round(theirs / 2**20)) and ratio == round(theirs / own)

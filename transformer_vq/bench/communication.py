@@ -136,10 +136,11 @@ def table(rows: list[Row], title: str) -> None:
     from rich.table import Table
 
     shown = Table(title=title)
-    for column in ("tokens", "processes", "", "forward, KiB", "backward, KiB", "ring, forward", "backward", "ratio"):
+    for column in ("tokens", "over", "", "ours, KiB", "back", "ring, MiB", "back", "ratio"):
         shown.add_column(column, justify="right")
     for row in rows:
-        sizes = [f"{row[name] / 1024:,.0f}" for name in ("forward", "backward", "ring_forward", "ring_backward")]
+        kib, mib = [[row[f"{whose}forward"], row[f"{whose}backward"]] for whose in ("", "ring_")]
+        sizes = [f"{x / 2**10:,.0f}" for x in kib] + [f"{x / 2**20:,.0f}" for x in mib]
         how = "counted" if row["counted"] else "formula"
-        shown.add_row(f"{row['tokens']:,}", str(row["processes"]), how, *sizes, f"{row['ratio']:,.1f}")
+        shown.add_row(f"{row['tokens']:,}", str(row["processes"]), how, *sizes, f"{row['ratio']:,.0f}")
     Console().print(shown)
