@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import assert_same
 from many_processes import launch, records, tree, weights
 from tiny_run import tiny_run
 
+from transformer_vq.cli import run as command
 from transformer_vq.config import ConfigError
 from transformer_vq.training import run
 from transformer_vq.training.context import check_context
@@ -34,7 +34,13 @@ QUICK = {
     "streams": {**FP64, "data__order": "streams", "model__block": "transformer", "model__conv": 2},
 }
 CASES = {
-    "block": {**FP64, "model__gradients": "block", "model__block_len": 4, "model__position": "rotary"},
+    "block": {
+        **FP64,
+        "train__batch_size": 2,
+        "model__gradients": "block",
+        "model__block_len": 4,
+        "model__position": "rotary",
+    },
     "cut": {**FP64, "model__gradients": "block", "model__block_len": 4, "model__grad_through_cache": False},
     "no gradient": {**FP64, "model__grad_through_cache": False, "model__position": "scalar"},
     "no cache": {**FP64, "model__cache": False, "model__per_layer": {"1": {"kind": "none"}}},
@@ -142,4 +148,10 @@ def test_one_process_refuses_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must divide the number of processes, 1"):
         run(tiny_run(tmp_path, train__context_parallel=2), quiet=True)
     assert not (tmp_path / "run").exists()
-    assert torch.distributed.is_available()
+
+
+def test_a_plan_is_refused_as_the_run_would_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["train", "lm/tiny", "--dry-run", f"run_dir={tmp_path / 'run'}", "train.context_parallel=3"]
+    assert command(plan) == 2
+    assert "train.context_parallel = 3: must divide train.seq_len" in capsys.readouterr().err
+    assert command([*plan[:-1], "train.context_parallel=2"]) == 0

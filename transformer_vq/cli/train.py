@@ -70,10 +70,12 @@ def in_place(settings: RunConfig, source: str, overrides: list[str]) -> RunConfi
 
 def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) -> None:
     """What a run would do. No data is read and nothing is written.  Raises ConfigError as the run would."""
+    from transformer_vq.training.context import check_context
     from transformer_vq.training.loop import check_settings
     from transformer_vq.training.run_folder import RunFolder
 
     check_settings(settings)
+    check_context(settings, settings.train.context_parallel)  # a plan may be made where fewer processes are
     finished = RunFolder(settings.run_dir).check(settings.written(), resume, overwrite)
     last = None if overwrite else RunFolder(settings.run_dir).checkpoints.last()
     found = facts(settings)
