@@ -66,42 +66,54 @@ def check(folder: Path, tmp_path: Path, case: str, settings: dict, processes: in
 
 
 STEADY = {**QUICK["streams"], "train__schedule": "constant"}
+HALF, CUT = {**STEADY, "train__steps": STEPS // 2}, {"train__context_parallel": 2}
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("context")
-    runs = [(tree(folder, name, train__context_parallel=2, **case), False) for name, case in QUICK.items()]
-    half, cut = {**STEADY, "train__steps": STEPS // 2}, {"train__context_parallel": 2}
-    run(tiny_run(folder, "cut later", **half), quiet=True)
-    runs += [
-        (tree(folder, "resumed", **half, **cut), False),
-        (tree(folder, "resumed", **STEADY, **cut), True),
-        (tree(folder, "cut later", **STEADY, **cut), True),
-        (tree(folder, "joined later", **half, **cut), False),
+    run(tiny_run(folder, "cut later", **HALF), quiet=True)
+    runs = [
+        (tree(folder, "documents", **QUICK["documents"], **CUT), False),
+        (tree(folder, "cut later", **STEADY, **CUT), True),
+    ]
+    launch(folder, runs, 2)
+    return folder
+
+
+@pytest.mark.distributed
+def test_two_pieces_are_the_run_of_one_process(two: Path, tmp_path: Path) -> None:
+    check(two, tmp_path, "documents", QUICK["documents"], 2)
+
+
+@pytest.mark.distributed
+def test_streams_of_one_process_go_on_in_pieces(two: Path, tmp_path: Path) -> None:
+    check(two, tmp_path, "cut later", STEADY, 2)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resumed")
+    runs = [
+        (tree(folder, "resumed", **HALF, **CUT), False),
+        (tree(folder, "resumed", **STEADY, **CUT), True),
+        (tree(folder, "joined later", **HALF, **CUT), False),
     ]
     launch(folder, runs, 2)
     run(tiny_run(folder, "joined later", **STEADY), resume=True, quiet=True)
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("case", QUICK)
-def test_two_pieces_are_the_run_of_one_process(two: Path, tmp_path: Path, case: str) -> None:
-    check(two, tmp_path, case, QUICK[case], 2)
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize(("case", "processes"), [("resumed", 2), ("cut later", 2), ("joined later", 1)])
-def test_a_resumed_run_goes_on_from_the_state_of_the_last_piece(
-    two: Path, tmp_path: Path, case: str, processes: int
-) -> None:
-    check(two, tmp_path, case, STEADY, processes)
+@pytest.mark.parametrize(("case", "processes"), [("resumed", 2), ("joined later", 1)])
+def test_streams_in_pieces_go_on(resumed: Path, tmp_path: Path, case: str, processes: int) -> None:
+    check(resumed, tmp_path, case, STEADY, processes)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two lines of two, and sequences over two, three and four pieces where they divide."""
+    """Two lines of two, and one of four."""
     folder = tmp_path_factory.mktemp("contexts")
     cases = {**QUICK, **CASES}
     runs = [(tree(folder, name, train__context_parallel=2, **case), False) for name, case in cases.items()]

@@ -129,6 +129,7 @@ def test_a_linked_call_needs_its_state_and_a_backend_that_gives_it_gradient() ->
     assert choose(Look("cuda", 4096, 64, 64, torch.bfloat16, 90, triton=True, linked=True))[0] == "wide"
 
 
+@pytest.mark.slow
 def test_opcheck_of_a_linked_call() -> None:
     case = attention_case(T=20, bias=(1, 1), backend="blockwise")
     _, state = call(case)
