@@ -65,8 +65,8 @@ PLAIN = {
 MORE = {
     (90, 64): PLAIN[90, 64]._replace(forward=Tile(128, 32, 8)),
     (90, 128): PLAIN[90, 128]._replace(forward=whole(128, 32, 8), queries=whole(64, 32, 8), keys=whole(64, 32, 8)),
-    (90, 256): PLAIN[90, 256]._replace(forward=whole(64, 32, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
-    (80, 64): PLAIN[80, 64],
+    (90, 256): PLAIN[90, 256]._replace(forward=whole(64, 16, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
+    (80, 64): PLAIN[80, 64]._replace(forward=whole(128, 32, 8), queries=whole(64, 16, 8), keys=whole(64, 32, 8)),
     (80, 128): PLAIN[80, 128]._replace(forward=whole(64, 32, 8), queries=whole(64, 16, 8), keys=whole(32, 32, 8)),
     (80, 256): PLAIN[80, 256]._replace(forward=whole(32, 32, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
 }
