@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import assert_same
 from tiny_run import tiny_run
+from training.test_sharding import launch, tree
 
 from transformer_vq.training import run
 from transformer_vq.training.checkpoints import load_tensors
@@ -45,3 +47,26 @@ def test_grouped_first_codebooks_dead_codes_accumulation_and_checkpointing(tmp_p
     assert_same(weights(tmp_path / "compiled"), weights(tmp_path / "eager"), rtol=1e-9)
     screen = capsys.readouterr().err
     assert "compile " in screen and "step 1: " in screen and "compiling included" in screen
+
+
+SHARED = {"train__compile": True, "train__steps": 4}
+PLAIN = {**SHARED, "model__checkpoint_activations": False}
+PROCESSES = {  # what each is told, how many graphs it makes (the first micro-batch, and the next), are they whole
+    "added up": (SHARED, 2, True),
+    "cut up": ({**PLAIN, "train__shard": "full", "model__layers": 2}, 2, True),
+    "cut up, checkpointed": ({**SHARED, "train__shard": "full"}, None, False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(3600)
+def test_two_processes_compile_and_train_as_one_that_does_not(tmp_path):
+    two = {name: EVERYTHING | settings for name, (settings, _, _) in PROCESSES.items()}
+    launch(tmp_path, [(tree(tmp_path, name, **case), False) for name, case in two.items()], 2, compiler="aot_eager")
+    for name, (_, graphs, whole) in PROCESSES.items():
+        alone = {**two[name], "train__compile": False, "train__shard": "none"}
+        run(tiny_run(tmp_path, f"{name}, alone", **alone), quiet=True)
+        assert_same(weights(tmp_path / name, 4), weights(tmp_path / f"{name}, alone", 4), rtol=1e-9)
+        counted = json.loads((tmp_path / name / "graphs.json").read_text(encoding="utf-8"))
+        assert bool(counted["breaks"]) != whole and graphs in (None, counted["graphs"])

@@ -52,7 +52,9 @@ CASES = {
 STEADY = {**FP64, "train__schedule": "constant"}
 
 
-def launch(folder: Path, runs: list[tuple[dict, bool]], processes: int, local: int | None = None) -> None:
+def launch(
+    folder: Path, runs: list[tuple[dict, bool]], processes: int, local: int | None = None, compiler: str | None = None
+) -> None:
     """Make the runs on so many processes, `local` of them on what passes for one machine."""
     todo = folder / "runs.json"
     todo.write_text(json.dumps(runs), encoding="utf-8")
@@ -60,10 +62,12 @@ def launch(folder: Path, runs: list[tuple[dict, bool]], processes: int, local: i
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [*command, str(TESTS / "training" / "sharded_processes.py"), str(todo)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | ({"LOCAL": str(local)} if local else {}),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        | ({"LOCAL": str(local)} if local else {})
+        | ({"COMPILER": compiler} if compiler else {}),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=3500 if compiler else 280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -41,6 +41,7 @@ from transformer_vq.training.distributed import asked_for, on_main
 from transformer_vq.training.loop import train
 from transformer_vq.training.memory import complaint
 from transformer_vq.training.origin import find_checkpoint, take_weights, tokenizer_hash
+from transformer_vq.training.sharding import is_sharded
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 from transformer_vq.training.teacher import Teacher, check_same_tokens, teacher_name
 
@@ -164,8 +165,16 @@ class LanguageTask(Task):
         return Losses(terms, {"loss_commit": out.loss_commit.detach(), **taught, **out.metrics, **seen})
 
     def compile(self, player: str) -> None:
-        """The model whole, attention, quantizers and their notes included: one graph."""
-        self.model.compile()
+        """The model whole, attention, quantizers and their notes included: one graph.
+
+        Cut over processes a layer at a time, since parameters are gathered in between; with activation checkpointing
+        what lies between graph breaks, for a compiled layer that runs again would count its keys again.
+        """
+        if is_sharded(self.model) and not self.model.checkpoint_activations:
+            for layer in self.model.layers:
+                layer.forward = torch.compile(layer.forward)
+        else:
+            self.model.compile()
 
     def set_step(self, step: int) -> None:
         """Quantizers have schedules and warm-ups; the gradients at the keys are looked at now and then."""
