@@ -24,8 +24,9 @@ if __name__ == "__main__":
     os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL", os.environ["LOCAL_WORLD_SIZE"])
     with open(sys.argv[1], encoding="utf-8") as file:
         for tree, resume in json.load(file):
-            torch._dynamo.reset()
-            torch._dynamo.utils.counters.clear()
+            if tree["train"]["compile"]:
+                torch._dynamo.reset()
+                torch._dynamo.utils.counters.clear()
             run(validate(tree, RunConfig), quiet=True, resume=resume)
             if os.environ["RANK"] == "0" and tree["train"]["compile"]:
                 counted = torch._dynamo.utils.counters

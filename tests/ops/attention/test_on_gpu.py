@@ -6,20 +6,19 @@ off in the same type, relative to the largest entry of each tensor.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import attention_case, call, run
+from attention_cases import attention_case, call, every_pair, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from transformer_vq.ops.attention import initial_state, resolve_backend
+from transformer_vq.ops.kernels.device import interpreted
 from transformer_vq.ops.nearest import nearest_code
 
 pytestmark = pytest.mark.gpu
-RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
 SHAPES = [
     {},
     {"Hkv": 1, "H": 4, "bias": (2, None)},
@@ -62,8 +61,12 @@ def usual(case, dtype):
     return {n: error(narrow[n], exact[n].double().cpu()) for n in NAMES}
 
 
+def test_kernels_are_compiled_in_this_process():
+    assert not interpreted(), "TRITON_INTERPRET=1 is set: unset it"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize(("shape", "sizes", "rule"), list(itertools.product(SHAPES, SIZES, RULES)), ids=str)
+@pytest.mark.parametrize(("shape", "sizes", "rule"), every_pair(SHAPES, SIZES), ids=str)
 def test_errors_are_those_of_plain_attention_and_two_runs_are_equal(shape, sizes, rule, dtype):
     (T, block_len, window), (gradients, through), shape = sizes, rule, dict(shape)
     if dtype == torch.float32 and max(shape.get("K", 64), shape.get("V", 64)) > 64:
