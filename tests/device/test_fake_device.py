@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 QUICK = ("rotary", "dropout", "gumbel", "dead codes")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "variants", [QUICK, pytest.param(tuple(v for v in VARIANTS if v not in QUICK), marks=pytest.mark.slow)]
 )
