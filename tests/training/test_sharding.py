@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ from helpers import assert_same
 from tiny_run import tiny_run
 
 from transformer_vq.config import ConfigError, RunConfig, validate
-from transformer_vq.training import run
-from transformer_vq.training.checkpoints import load_tensors
+from transformer_vq.training import load_run, run
+from transformer_vq.training.checkpoints import CheckpointError, Checkpoints, load_tensors, verify
 from transformer_vq.training.sharding import check_sharding, make_mesh
 from transformer_vq.training.step import micro_batches
 
@@ -52,16 +53,29 @@ CASES = {
 STEADY = {**FP64, "train__schedule": "constant"}
 
 
-def launch(
-    folder: Path, runs: list[tuple[dict, bool]], processes: int, local: int | None = None, compiler: str | None = None
-) -> None:
-    """Make the runs on so many processes, `local` of them on what passes for one machine."""
-    todo = folder / "runs.json"
-    todo.write_text(json.dumps(runs), encoding="utf-8")
+KILLED = """
+import json, os, signal, sys
+from transformer_vq.config import RunConfig, validate
+from transformer_vq.training import run, snapshot
+save = snapshot.save_parts
+def parts(tensors, folder):
+    if os.environ["RANK"] == "1" and folder.name == "model-optimizer" and "00000006" in str(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(tensors, folder)
+snapshot.save_parts = parts
+with open(sys.argv[1], encoding="utf-8") as file:
+    run(validate(json.load(file), RunConfig), quiet=True)
+"""
+
+
+def torchrun(
+    script: Path, todo: Path, processes: int, local: int | None = None, compiler: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The script on so many processes, `local` of them on what passes for one machine."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*command, str(TESTS / "training" / "sharded_processes.py"), str(todo)],
+    return subprocess.run(
+        [*command, str(script), str(todo)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         | ({"LOCAL": str(local)} if local else {})
         | ({"COMPILER": compiler} if compiler else {}),
@@ -70,6 +84,15 @@ def launch(
         timeout=3500 if compiler else 280,
         check=False,
     )
+
+
+def launch(
+    folder: Path, runs: list[tuple[dict, bool]], processes: int, local: int | None = None, compiler: str | None = None
+) -> None:
+    """Make the runs on so many processes."""
+    todo = folder / "runs.json"
+    todo.write_text(json.dumps(runs), encoding="utf-8")
+    done = torchrun(TESTS / "training" / "sharded_processes.py", todo, processes, local, compiler)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -131,6 +154,45 @@ def test_a_process_holds_its_part(two):
     """Half of the parameters, but for what does not divide."""
     summary = json.loads((two / "accumulated" / "summary.json").read_text(encoding="utf-8"))
     assert 0.5 * summary["parameters"] <= summary["parameters_per_process"] <= 0.55 * summary["parameters"]
+
+
+@pytest.mark.distributed
+def test_each_process_writes_its_parts(two, tmp_path):
+    """Half of the bytes each, every file in the manifest, and anybody's to load; one flipped bit is noticed."""
+    folder = two / "accumulated" / "checkpoints" / f"step-{STEPS:08d}"
+    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    for part in ("model", "model-optimizer"):
+        sizes = [entry["bytes"] for name, entry in files.items() if name.startswith(f"{part}/")]
+        assert len(sizes) == 2 and max(sizes) < 0.7 * sum(sizes)
+        assert f"{part}.safetensors" not in files and not (folder / f"{part}.safetensors").exists()
+    loaded = load_run(str(two / "accumulated"))
+    assert_same(dict(loaded.model.state_dict()), load_tensors(folder / "model.safetensors"), rtol=0)
+    copy = shutil.copytree(folder, tmp_path / folder.name)
+    verify(copy)
+    damaged = sorted(copy.glob("model/*"))[1]
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(CheckpointError, match=damaged.name):
+        verify(copy)
+
+
+@pytest.mark.distributed
+def test_a_kill_while_parts_are_written_leaves_the_checkpoint_before(two, tmp_path):
+    """Rank 1 dies after its part of the model, before that of the optimizer."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED, encoding="utf-8")
+    todo = tmp_path / "runs.json"
+    settings = {**STEADY, "checkpoint__every": 3}
+    todo.write_text(json.dumps(tree(tmp_path, "killed", train__shard="full", **settings)), encoding="utf-8")
+    done = torchrun(script, todo, 2)
+    assert done.returncode != 0
+    folder = tmp_path / "killed" / "checkpoints"
+    assert list(folder.glob(".writing-00000006/model/*.safetensors"))
+    assert Checkpoints(folder).last_whole() == (3, [])
+    run(tiny_run(tmp_path, "killed", **settings), quiet=True, resume=True)
+    run(tiny_run(tmp_path, "alone", **settings), quiet=True)
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "alone"), rtol=1e-7)
 
 
 @pytest.mark.distributed

@@ -2,6 +2,8 @@
 
     checkpoints/step-00000200/   model.safetensors, model-optimizer.safetensors, carried-0.safetensors, trainer.json,
                                  manifest.json: sha256 and size of each of them
+                                 model/, model-optimizer/ in place of those files where parameters are cut over
+                                 processes: each process's part in a file of its own
     checkpoints/best.json        which of them is the best so far, and its number
 
 A checkpoint is written into a temporary folder, every file and then the folder flushed to disk, the manifest last;
@@ -15,13 +17,23 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+    load,
+    save,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from transformer_vq.config import ConfigError
 from transformer_vq.files import flush, read_text, write_text, writing
@@ -123,11 +135,15 @@ class Checkpoints:
     def commit(self, step: int) -> Path:
         """Make the temporary folder a checkpoint, then delete the ones that need not be kept."""
         temporary, final = self.temporary(step), self.path(step)
+        inside = sorted(temporary.rglob("*"))
         files = {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(temporary.iterdir())
+            path.relative_to(temporary).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in inside
+            if path.is_file()
         }
         write_text(temporary / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
-        flush(temporary)
+        for folder in (*filter(Path.is_dir, inside), temporary):
+            flush(folder)
         if final.exists():  # the same step once more, after resuming from an earlier one
             final.rename(self.folder / f".deleted-{step:08d}")
         temporary.rename(final)
@@ -181,12 +197,39 @@ def verify(checkpoint: Path) -> None:
             )
 
 
+def save_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write this process's parts of tensors that are cut over processes into a file of its own in `folder`, and wait
+    until they are on disk; of those that are whole everywhere one process writes each. All processes call it together.
+
+    Raises WriteError, where a part does not fit, on every process.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        except CheckpointException as failed:
+            raise next((e for e, _ in failed.failures.values() if isinstance(e, OSError)), failed) from failed
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file, on the CPU.  Raises CheckpointError when it cannot be read."""
+    """Tensors of NAME.safetensors, or of the parts in the folder NAME, whole, on the CPU.
+
+    Raises CheckpointError when they cannot be read.
+    """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return load_file(path) if path.is_file() or not path.with_suffix("").is_dir() else _load_parts(path)
+    except (OSError, SafetensorError, CheckpointException) as error:
         raise CheckpointError(f"{path} is not readable: {error}") from None
+
+
+def _load_parts(path: Path) -> dict[str, Tensor]:
+    reader = HuggingFaceStorageReader(str(path.with_suffix("")))
+    known = cast(dict[str, TensorStorageMetadata], reader.read_metadata().state_dict_metadata)
+    tensors = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in known.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # which is what we ask for
+        load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a checkpoint holds: everything that the next step depends on, and nothing else.
 
-PLAYER.safetensors, PLAYER-optimizer.safetensors   of each player
+PLAYER.safetensors, PLAYER-optimizer.safetensors   of each player; where its parameters are cut over processes PLAYER/
+                                                   and PLAYER-optimizer/, with a file of each process
 carried-RANK.safetensors                           what a process carries from step to step, where it does
 trainer.json                                       units and seconds so far, processes, and the plan: how many steps
                                                    were planned, and after which a new warmup began (`restarts`)
@@ -12,6 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,19 @@ from torch import Tensor
 from transformer_vq.config import ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError, in_units, read_text, write_text
-from transformer_vq.training.checkpoints import TRAINER, Checkpoints, load_json, load_tensors, save_json, save_tensors
+from transformer_vq.training.checkpoints import (
+    TRAINER,
+    Checkpoints,
+    load_json,
+    load_tensors,
+    save_json,
+    save_parts,
+    save_tensors,
+)
 from transformer_vq.training.deal import Layout, deal
 from transformer_vq.training.distributed import any_process, everyones, on_main, together
 from transformer_vq.training.optimizers import Optimizers
-from transformer_vq.training.sharding import is_sharded, load_whole, whole
+from transformer_vq.training.sharding import is_sharded, load_whole
 from transformer_vq.training.task import Task
 
 PLANNED = "planned.json"  # beside a checkpoint that was written before plans were kept; not in its manifest
@@ -58,23 +68,26 @@ def write_snapshot(
     if on_main(accelerator, lambda: step == checkpoints.last()):
         return
     tensors: dict[str, Mapping[str, Tensor]] = {}
+    parted: set[str] = set()
     for name, own in optimizers.items():
-        tensors |= {name: _whole(task.players[name].module.state_dict(), accelerator)}
-        tensors |= {f"{name}-optimizer": _whole(own.state(), accelerator)}
+        tensors |= {name: task.players[name].module.state_dict(), f"{name}-optimizer": own.state()}
+        parted |= {name, f"{name}-optimizer"} if is_sharded(task.players[name].module) else set()
     mine = carried if carries else {}
     rows = [[(r.start, r.stop) for r in slots] for slots in everyones(layout.slots, accelerator)]
     size = sum(everyones(_bytes(mine), accelerator)) + sum(map(_bytes, tensors.values()))
 
     def write() -> None:
         checkpoints.begin(step)
-        for name, values in tensors.items():
-            save_tensors(values, temporary / f"{name}.safetensors")
+        for name in tensors.keys() - parted:
+            save_tensors(tensors[name], temporary / f"{name}.safetensors")
         run = {"units": at.units, "seconds": at.seconds, "processes": count, "carries": carries}
         cut = {"rows": rows, "context": layout.context} if carries else {}
         save_json({**run, **cut, "planned": planned, "restarts": at.restarts}, temporary / TRAINER)
 
     try:
         on_main(accelerator, write, long=True)
+        for name in sorted(parted):
+            together(accelerator, partial(save_parts, tensors[name], temporary / name))
         if carries:
             path = temporary / f"carried-{accelerator.process_index}.safetensors"
             together(accelerator, lambda: save_tensors(mine, path))
@@ -157,15 +170,6 @@ def _planned(checkpoint: Path, values: Mapping[str, Any], before: int, train: Op
     if train.steps != before:
         write_text(path, json.dumps(before))
     return before
-
-
-def _whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """Tensors that may be cut up as the main process writes them; the others keep nothing of theirs."""
-    found = {}
-    for name, tensor in tensors.items():
-        value = whole(tensor)
-        found[name] = value if accelerator.is_main_process or value is tensor else value.new_empty(0)
-    return found
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
