@@ -1,12 +1,14 @@
 """The attention benchmark compares two sides that are alive, and measures memory that is there."""
 
 from transformer_vq.bench import attention
+from transformer_vq.ops.attention.block_length import cheapest
 
 
 def test_rows_hold_both_sides_up_to_the_longest_comparison():
-    small = {"heads": 2, "width": 8, "codes": 4, "window": 8, "block_len": 8}
+    small = {"heads": 2, "width": 8, "codes": 4, "window": 8}
     near, far = attention.run(lengths=(32, 64), repeats=2, compare_up_to=32, **small)
     assert (near["tokens"], far["tokens"]) == (32, 64)
+    assert near["block_len"] == far["block_len"] == cheapest(4, 8, 1, 8, 8, two_sided=False)
     assert near["vq_ms"] > 0 and near["sdpa_ms"] > 0 and near["ratio"] > 0
     assert far["vq_ms"] > 0 and far["sdpa_ms"] is None and far["ratio"] is None
     assert near["peak_mib"] > 50  # a process with PyTorch in it

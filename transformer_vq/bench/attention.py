@@ -22,9 +22,11 @@ from transformer_vq.bench.memory import largest_resident
 from transformer_vq.bench.rivals import RIVALS, Heads, able
 from transformer_vq.bench.turns import in_turns, quartiles, ratios
 from transformer_vq.ops import vq_attention
+from transformer_vq.ops.attention.block_length import chosen
 
 LENGTHS = (2048, 8192, 16_384, 32_768, 65_536)
-SIZES = {"heads": 4, "width": 64, "codes": 128, "window": 128, "block_len": 128}
+SIZES = {"heads": 4, "width": 64, "codes": 128, "window": 128}
+"""And `block_len`; left out it is chosen, as by `block_len: auto`."""
 
 AXIS = "tokens"
 
@@ -32,7 +34,7 @@ Row = dict[str, Any]
 
 
 def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int = 32_768, **sizes: int) -> list[Row]:
-    """-> a row each length: tokens, vq_ms, sdpa_ms, ratio (sdpa over vq), peak_mib (of VQ attention), …
+    """-> a row each length: tokens, block_len, vq_ms, sdpa_ms, ratio (sdpa over vq), peak_mib (of VQ attention), …
 
     and quartiles (vq_low, vq_high, ratio_low, ratio_high), gflop and mib (of VQ attention, by `work.py`), `others`: by
     name milliseconds and ratio, or why a rival is absent. fp32 on a CPU, bf16 on a GPU; one sequence, no bias. `sizes`
@@ -40,6 +42,9 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int =
     peak_mib on a GPU's host.
     """
     sizes, device = {**SIZES, **sizes}, kind()
+    if "block_len" not in sizes:
+        K = sizes["width"]
+        sizes["block_len"], _ = chosen(device, sizes["codes"], sizes["window"], 1, K, K, two_sided=False)
     rows: list[Row] = []
     for length in lengths:
         x, vq = heads(length, device, **sizes)
@@ -56,6 +61,7 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int =
         rows.append(
             {
                 "tokens": length,
+                "block_len": sizes["block_len"],
                 "vq_ms": 1e3 * median,
                 "vq_low": 1e3 * low,
                 "vq_high": 1e3 * high,

@@ -52,7 +52,8 @@ TITLES = {
 }
 SHOWN: dict[str, dict[str, tuple[str, str]]] = {
     "attention": {
-        "tokens": ("tokens", ",.0f"), "vq_ms": ("VQ, ms", ",.1f"), "sdpa_ms": ("SDPA, ms", ",.1f"),
+        "tokens": ("tokens", ",.0f"), "block_len": ("block", ".0f"),
+        "vq_ms": ("VQ, ms", ",.1f"), "sdpa_ms": ("SDPA, ms", ",.1f"),
         "ratio": ("SDPA / VQ", ".2f"), "ratio_low": ("lower quartile", ".2f"), "ratio_high": ("upper", ".2f"),
         "gflop": ("VQ, GFLOP", ",.1f"), "peak_mib": ("peak of the process, MiB", ",.0f"),
     },

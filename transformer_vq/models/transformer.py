@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.dropout import ResidualDropout
 from transformer_vq.models.init import linear
 from transformer_vq.models.norm import RMSNorm
+from transformer_vq.ops.swiglu import swiglu
 from transformer_vq.quantizers import Quantized
 
 
@@ -30,8 +30,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        gate, up = self.up_proj(x).chunk(2, -1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj(swiglu(self.up_proj(x)))
         return out
 
 

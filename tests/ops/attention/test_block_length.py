@@ -23,8 +23,9 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
-        if name in ("bmm", "mm"):
-            self.flops += 2 * args[0].numel() * args[1].shape[-1]
+        if name in ("bmm", "baddbmm"):
+            a, b = args[-2:]
+            self.flops += 2 * a.numel() * b.shape[-1]
         elif name not in VIEWS.split():
             made = name.startswith(("new_", "zeros", "ones", "full", "arange"))
             touched = tree_leaves(out if made else (args, kwargs, out))

@@ -23,8 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer_vq.ops.attention.state import sum_by_code
-
 ROWS = {"cpu": 4096}
 """Queries that are worked on together: enough to fill batched products, few enough to stay in the processor's cache."""
 ROWS_ELSEWHERE = 65536
@@ -102,17 +100,12 @@ class Plan:
                 rows, heads = slice(i, min(i + b, B)), slice(j, min(j + h, Hkv))
                 yield [Chunk(rows, heads, slice(m, min(m + n, self.N))) for m in range(0, self.N, n)]
 
-    def links(self, at: Chunk) -> Tensor:
-        """(b or 1, n+1, n+1): 1.0 where what enters the cache at block m is still in it at block i, same document.
-
-        Blocks are those of the chunk and the first of the next one; at the chunk's first block the cache so far enters.
-        """
-        n = at.n.stop - at.n.start
-        earlier = self.total.new_ones(1, n + 1, n + 1).tril()
+    def goes_on(self, at: Chunk) -> Tensor | None:
+        """(b, n) bool: whether the block after each of the chunk starts in the same document; None: all do."""
         if self.query_run is None:
-            return earlier
+            return None
         starts = F.pad(self.query_run[at.b, :: self.L], (0, 1), value=-2)[:, at.n.start : at.n.stop + 1]
-        return earlier * (starts[:, :, None] == starts[:, None])
+        return starts[:, 1:] == starts[:, :-1]
 
     def leaving(self, at: Chunk) -> Tensor:
         """(b, h, n, L) codes of the keys that pass from the strip to the cache after each block; S where none does."""
@@ -250,35 +243,76 @@ def hide(logits: Tensor, at: Chunk, plan: Plan) -> None:
         logits[:, :, : empty.shape[2], :, :, S:].masked_fill_(empty, float("-inf"))
 
 
-def accumulate(links: Tensor, x: Tensor) -> Tensor:
-    """Running sums over blocks, as one product: links (b or 1, i, m), x (b, h, m, ...) -> (b, h, i, ...)."""
-    return (links[:, None] @ x.flatten(3)).view(*x.shape[:2], -1, *x.shape[3:])
+def run_up(x: Tensor, goes_on: Tensor | None, backwards: bool = False) -> None:
+    """Running sums over blocks, in place: x (b, h, n+1, ...), from the first to the last or from the last to the first.
+
+    They start anew where `goes_on` (b, n) says that the next block is of another document.
+    """
+    n = x.shape[2] - 1
+    if x.device.type != "cpu":
+        links = x.new_ones(1, n + 1, n + 1).tril()
+        if goes_on is not None:
+            document = F.pad((~goes_on).cumsum(1), (1, 0))
+            links = links * (document[:, :, None] == document[:, None])
+        links = links.mT if backwards else links
+        x.copy_((links[:, None] @ x.flatten(3)).view(x.shape))  # one launch instead of n
+        return
+    blocks = list(x.unbind(2))
+    same = None if goes_on is None else goes_on.to(x.dtype).view(-1, n, *[1] * (x.dim() - 2)).unbind(1)
+    for i in range(n - 1, -1, -1) if backwards else range(n):
+        source, target = (blocks[i + 1], blocks[i]) if backwards else (blocks[i], blocks[i + 1])
+        if same is None:
+            target.add_(source)
+        else:
+            target.addcmul_(source, same[i])
 
 
-def cache_prefix(count: Tensor, total: Tensor, v: Tensor, at: Chunk, plan: Plan) -> tuple[Tensor, Tensor]:
+def entry_rows(at: Chunk, plan: Plan) -> Tensor:
+    """For each key of a chunk, b·h·n·L of them, its place among b·h lists of n+1 blocks of S+1 codes.
+
+    The block is the first that sees the key through the cache, or, with the row of code S, none.
+    """
+    codes = plan.leaving(at)
+    b, h, n, _ = codes.shape
+    block = torch.arange(b * h * (n + 1), device=codes.device).view(b, h, n + 1)[:, :, 1:, None]
+    return (block * (plan.cached + 1) + codes).flatten()
+
+
+def cache_prefix(
+    count: Tensor, total: Tensor, v: Tensor, at: Chunk, plan: Plan, buffers: Buffers
+) -> tuple[Tensor, Tensor]:
     """The cache of each block of a chunk and of the next chunk's first, given that of its own first.
 
-    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V) -> counts (b, h, n+1, S), totals (b, h, n+1, S, V); all
-    wide but v, which may be narrower.
+    count (b, h, S), total (b, h, S, V), v (B, Hkv, M+N·L, V) -> counts (b, h, n+1, S), totals (b, h, n+1, S, V), in
+    scratch memory; all wide but v, which may be narrower.
     """
-    values = v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].to(total.dtype).unflatten(2, (-1, plan.L))
-    more_count, more_total = sum_by_code(plan.leaving(at), values, plan.cached)
-    links = plan.links(at)
-    counts = accumulate(links, torch.cat([count[:, :, None], more_count], dim=2))
-    return counts, accumulate(links, torch.cat([total[:, :, None], more_total], dim=2))
+    b, h, S, V = total.shape
+    n, rows = at.n.stop - at.n.start, entry_rows(at, plan)
+    counts, totals = buffers("counts", b, h, n + 1, S + 1), buffers("totals", b, h, n + 1, S + 1, V)
+    values = v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].to(totals.dtype).flatten(0, 2)
+    for sums, first, more in ((counts, count, rows.new_ones(()).to(counts.dtype)), (totals, total, values)):
+        sums.zero_()
+        sums[:, :, 0, :S] = first
+        flat = sums.flatten(0, 3)
+        flat.index_add_(0, rows, more.expand(len(rows), *flat.shape[1:]))
+        run_up(sums, plan.goes_on(at))
+    return counts[:, :, :, :S], totals[:, :, :, :S]
 
 
-def cache_backward(d_v: Tensor, d_means: Tensor, counts: Tensor, running: Tensor, at: Chunk, plan: Plan) -> Tensor:
+def cache_backward(
+    d_v: Tensor, d_means: Tensor, counts: Tensor, running: Tensor, at: Chunk, plan: Plan, buffers: Buffers
+) -> Tensor:
     """Hand the gradient of the means, d_means (b, h, n, S, V), to the values in them.
 
     A key that leaves the strip after block n is in the sums of all later blocks of its document: it gets, for its code,
     R_{n+1} = dm_{n+1}/n_{n+1} + R_{n+2}. `running` (b, h, S, V) is R of the next chunk; returns R of this one.
     """
-    d_sums = torch.cat([d_means / counts.clamp_min(1)[..., None], running[:, :, None]], dim=2)
-    R = accumulate(plan.links(at).mT, d_sums)
-    after = F.pad(R[:, :, 1:], (0, 0, 0, 1))  # row S, for keys that enter no sum
-    b, h, n, rows, V = after.shape
-    row = torch.arange(b * h * n, device=after.device)[:, None] * rows + plan.leaving(at).flatten(0, 2)
-    got = after.flatten(0, 3).index_select(0, row.flatten()).view(b, h, n * plan.L, V)
+    b, h, n, S, V = d_means.shape
+    R = buffers("totals", b, h, n + 1, S + 1, V)
+    torch.div(d_means, counts.clamp_min(1)[..., None], out=R[:, :, :n, :S])
+    R[:, :, n, :S] = running
+    R[:, :, :, S] = 0  # what keys that enter no sum get
+    run_up(R, plan.goes_on(at), backwards=True)
+    got = R.flatten(0, 3).index_select(0, entry_rows(at, plan)).view(b, h, n * plan.L, V)
     d_v[at.b, at.h, at.n.start * plan.L : at.n.stop * plan.L].add_(got)
-    return R[:, :, 0]
+    return R[:, :, 0, :S].clone()

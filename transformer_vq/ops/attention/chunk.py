@@ -77,8 +77,7 @@ Cache = tuple[Tensor, Tensor]
 def chunk_forward(x: Inputs, o: Tensor, at: Chunk, plan: Plan, cache: Cache, buffers: Buffers) -> Cache:
     """Write the chunk's rows of o (B, Hkv, G, T, V), given the cache that it begins with; returns the next one's."""
     values, counts, cache = joint_values(x, at, plan, cache, buffers)
-    p, _, _ = probabilities(x, at, plan, counts, buffers)
-    p = buffers.narrowed("p", p)
+    p = buffers.narrowed("p", probabilities(Rows.of(x, at, plan), x.bias, at, plan, counts, buffers))
     put_query_rows(o, product(p, values, buffers("o", *p.shape[:4], values.shape[4])), at, plan)
     return cache
 
@@ -92,7 +91,8 @@ def chunk_backward(
     """
     S, M = plan.cached, plan.M
     values, counts, _ = joint_values(x, at, plan, cache, buffers)
-    p, q, keys = probabilities(x, at, plan, counts, buffers)
+    rows = Rows.of(x, at, plan)
+    p = probabilities(rows, x.bias, at, plan, counts, buffers)
     d_rows = query_rows(d_o, at, plan)
     d_logits = softmax_backward(product(d_rows, values.mT, buffers("d_logits", *p.shape)), p)
     if grads.bias is not None:
@@ -109,37 +109,74 @@ def chunk_backward(
     columns = buffers.narrowed("p", p)[..., first:].mT
     d_values = product(columns, d_rows, buffers("d_values", *columns.shape[:4], d_rows.shape[4]))
     if through_cache:
-        running = cache_backward(grads.v, d_values[..., :S, :], counts, running, at, plan)
+        running = cache_backward(grads.v, d_values[..., :S, :], counts, running, at, plan, buffers)
         d_values = d_values[..., S:, :]
     add_strips(grads.v, d_values, at, plan, skip)
 
-    if has_far(x, at, plan):
-        d_near = buffers.narrow("d_near", *p.shape[:4], p.shape[4] - S).zero_()
-        band(d_near, plan).copy_(band(d_logits, plan))
-        band(d_logits, plan).zero_()
-        d_far = buffers.narrowed("d_logits", d_logits)
-        q_near, k_near = query_rows(x.q, at, plan), strips(x.k, at, plan)
-        d_q = product(d_near, k_near, buffers("d_q", *q.shape))
-        d_q_far = product(d_far, keys, buffers("d_q_far", *q.shape))
-        if grads.q_far is None:
-            d_q += d_q_far
-        else:
-            put_query_rows(grads.q_far, d_q_far, at, plan)
-        put_query_rows(grads.q, d_q, at, plan)
-        pairs = [(grads.k, d_near[..., skip:].mT, q_near)]
-        if not windowed:
-            assert grads.k_far is not None, "the far side has keys of its own"
-            pairs.append((grads.k_far, d_far[..., S + skip :].mT, q))
-    else:
-        d_logits = buffers.narrowed("d_logits", d_logits)
-        put_query_rows(grads.q, product(d_logits, keys, buffers("d_q", *q.shape)), at, plan)
-        if windowed:
-            clear_bubble(d_logits, plan)
-        pairs = [(grads.k, d_logits[..., S + skip :].mT, q)]
+    d_q, d_bubble = buffers("d_q", *rows.q.shape), None
+    if rows.bubble is not None:
+        d_bubble = buffers.narrow("bubble", *p.shape[:4], plan.L)
+        d_bubble.copy_(d_logits[..., S : S + plan.L])
+        d_bubble.unflatten(3, (plan.groups, plan.L)).mul_(d_bubble.new_ones(plan.L, plan.L).tril(-1))
+        clear_bubble(d_logits, plan)
+    d_logits = buffers.narrowed("d_logits", d_logits)
+    product(d_logits[..., S:], rows.keys, d_q)
+    if S:
+        d_far = d_q if x.q_far is None else buffers("d_q_far", *d_q.shape)
+        cached = d_logits[..., :S].flatten(2, 3)[:, :, None]
+        product(cached, rows.codebook, d_far.flatten(2, 3)[:, :, None], add=d_far is d_q)
+        if d_bubble is not None and rows.bubble is not None:
+            product(d_bubble, rows.bubble, d_far, add=True)
+        if grads.q_far is not None:
+            put_query_rows(grads.q_far, d_far, at, plan)
+    put_query_rows(grads.q, d_q, at, plan)
+
+    if windowed and d_bubble is None:
+        clear_bubble(d_logits, plan)
+    pairs = [(grads.k, d_logits[..., S + skip :], rows.q)]
+    if d_bubble is not None and not windowed and skip < plan.L:
+        pairs.append((grads.k_far, d_bubble[..., skip:], rows.q_far))
     for target, columns, queries in pairs:
-        d_k = product(columns, queries, buffers("d_k", *columns.shape[:4], queries.shape[4]))
+        assert target is not None, "the far side has keys of its own"
+        d_k = product(columns.mT, queries, buffers("d_k", *columns.shape[:3], columns.shape[4], queries.shape[4]))
         add_strips(target, d_k, at, plan, skip)
     return running
+
+
+class Rows(NamedTuple):
+    """What meets in the logits of a chunk, narrow."""
+
+    q: Tensor
+    """(b, h, n, G·L, K): queries as they meet keys inside the window."""
+    q_far: Tensor
+    """As they meet those beyond it."""
+    codebook: Tensor
+    """(b, h, 1, S, K)."""
+    keys: Tensor
+    """(b, h, n, M+L, K): of the strip, an overlapping view."""
+    bubble: Tensor | None
+    """(b, h, n, L, K): keys that the strip may hold beyond the window, where they are seen otherwise than those inside.
+
+    That is with rotary positions or an exact window, and where carried keys are, which may stem from an older codebook.
+    Without a cache nothing beyond the window is seen.
+    """
+
+    @staticmethod
+    def of(x: Inputs, at: Chunk, plan: Plan) -> Rows:
+        """Cut them out."""
+        q = query_rows(x.q, at, plan)
+        two_sided = x.q_far is not None or (x.k_far is not None and at.n.start * plan.L < plan.M)
+        bubble = None
+        if two_sided and plan.cached:
+            assert x.k_far is not None, "the far side has keys of its own"
+            bubble = strips(x.k_far, at, plan)[..., : plan.L, :]
+        return Rows(
+            q=q,
+            q_far=q if x.q_far is None else query_rows(x.q_far, at, plan),
+            codebook=plan.codebook[None, at.h, None].expand(q.shape[0], -1, -1, -1, -1),
+            keys=strips(x.k, at, plan),
+            bubble=bubble,
+        )
 
 
 def joint_values(x: Inputs, at: Chunk, plan: Plan, cache: Cache, buffers: Buffers) -> tuple[Tensor, Tensor, Cache]:
@@ -149,29 +186,23 @@ def joint_values(x: Inputs, at: Chunk, plan: Plan, cache: Cache, buffers: Buffer
         return exact, cache[0][:, :, None], cache
     values = buffers.narrow("values", *exact.shape[:3], plan.cached + exact.shape[3], exact.shape[4])
     values[:, :, :, plan.cached :] = exact
-    counts, totals = cache_prefix(*cache, x.v, at, plan)
+    counts, totals = cache_prefix(*cache, x.v, at, plan, buffers)
     torch.div(totals[:, :, :-1], counts[:, :, :-1, :, None].clamp_min(1), out=values[:, :, :, : plan.cached])
-    return values, counts[:, :, :-1], (counts[:, :, -1], totals[:, :, -1])
+    return values, counts[:, :, :-1], (counts[:, :, -1].clone(), totals[:, :, -1].clone())
 
 
-def joint_keys(k: Tensor, at: Chunk, plan: Plan, buffers: Buffers) -> Tensor:
-    """[c_s ; k̂_j] of each block: (b, h, n, S+M+L, K)."""
-    exact = strips(k, at, plan)
-    keys = buffers.narrow("keys", *exact.shape[:3], plan.cached + exact.shape[3], exact.shape[4])
-    keys[:, :, :, : plan.cached] = plan.codebook[at.h, None]
-    keys[:, :, :, plan.cached :] = exact
-    return keys
-
-
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Batched a @ b into `out`, summed in its type, which a and b may be narrower than; axes (b, h, n, ·, ·)."""
+def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """Batched a @ b into `out`, or added to it, in its type; a and b may be narrower; axes (b, h, n, ·, ·)."""
     a, b, target = a.flatten(0, 2), b.flatten(0, 2), out.flatten(0, 2)
-    if a.dtype == out.dtype:
-        torch.bmm(a, b, out=target)
-    elif a.device.type == "cuda":
-        torch.bmm(a, b, out_dtype=out.dtype, out=target)
+    if a.dtype != out.dtype and a.device.type != "cuda":
+        a, b = a.to(out.dtype), b.to(out.dtype)
+    if a.dtype != out.dtype:
+        made = torch.bmm(a, b, out_dtype=out.dtype)
+        target.add_(made) if add else target.copy_(made)
+    elif add:
+        torch.baddbmm(target, a, b, out=target)
     else:
-        torch.bmm(a.to(out.dtype), b.to(out.dtype), out=target)
+        torch.bmm(a, b, out=target)
     return out
 
 
@@ -181,32 +212,25 @@ def softmax_backward(d_p: Tensor, p: Tensor) -> Tensor:
     return d_p
 
 
-def has_far(x: Inputs, at: Chunk, plan: Plan) -> bool:
-    """Whether pairs beyond the window are seen otherwise than those inside.
-
-    Always with rotary positions or an exact window; else only where carried keys are, which may stem from an older
-    codebook.
-    """
-    return x.q_far is not None or (x.k_far is not None and at.n.start * plan.L < plan.M)
-
-
-def probabilities(x: Inputs, at: Chunk, plan: Plan, counts: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over [cache ; strip]: p (b, h, n, G·L, S+M+L), wide; with the queries and joint keys of the far side."""
-    far = has_far(x, at, plan)
-    q = query_rows(x.q if x.q_far is None else x.q_far, at, plan)
-    keys = joint_keys(x.k_far if far else x.k, at, plan, buffers)  # type: ignore[arg-type]
-    logits = product(q, keys.mT, buffers("p", *q.shape[:4], keys.shape[3]))
-    if far:
-        near = buffers("near", *q.shape[:4], plan.M + plan.L)
-        product(query_rows(x.q, at, plan), strips(x.k, at, plan).mT, near)
-        band(logits, plan).copy_(band(near, plan))
+def probabilities(rows: Rows, bias: Tensor | None, at: Chunk, plan: Plan, counts: Tensor, buffers: Buffers) -> Tensor:
+    """Softmax over [cache ; strip]: p (b, h, n, G·L, S+M+L), wide. `bias` is the call's."""
+    S, L = plan.cached, plan.L
+    logits = buffers("p", *rows.q.shape[:4], S + plan.M + L)
+    product(rows.q, rows.keys.mT, logits[..., S:])
+    if S:
+        cached = logits[..., :S].flatten(2, 3)[:, :, None]
+        product(rows.q_far.flatten(2, 3)[:, :, None], rows.codebook.mT, cached)
+    if rows.bubble is not None:
+        bubble = product(rows.q_far, rows.bubble.mT, buffers("bubble", *rows.q.shape[:4], L))
+        place, bubble = (t.unflatten(3, (plan.groups, L)) for t in (logits[..., S : S + L], bubble))
+        torch.where(logits.new_ones(L, L, dtype=torch.bool).tril(-1), bubble, place, out=place)
     if plan.scale is not None:
         logits.mul_(plan.scale)
-    if x.bias is not None:
-        band(logits, plan).add_(bias_rows(x.bias, at, plan))
-    logits[..., : plan.cached].add_(counts.log()[:, :, :, None])
-    hide(logits.unflatten(3, (plan.groups, plan.L)), at, plan)
-    return torch.softmax(logits, dim=-1, out=logits), q, keys
+    if bias is not None:
+        band(logits, plan).add_(bias_rows(bias, at, plan))
+    logits[..., :S].add_(counts.log()[:, :, :, None])
+    hide(logits.unflatten(3, (plan.groups, L)), at, plan)
+    return torch.softmax(logits, dim=-1, out=logits)
 
 
 def clear_bubble(x: Tensor, plan: Plan) -> None:

@@ -207,10 +207,10 @@ def cached_logits(x: Inputs, at: Chunk, plan: Plan, counts: Tensor, buffers: Buf
 
 def means_of(cache: Cache, x: Inputs, at: Chunk, plan: Plan, buffers: Buffers) -> tuple[Tensor, Tensor, Cache]:
     """Means (b, h, n, S, V), narrow, and counts (b, h, n, S) of each block; the cache of the next chunk."""
-    counts, totals = cache_prefix(*cache, x.v, at, plan)
+    counts, totals = cache_prefix(*cache, x.v, at, plan, buffers)
     means = buffers.narrow("values", *totals[:, :, :-1].shape)
     torch.div(totals[:, :, :-1], counts[:, :, :-1, :, None].clamp_min(1), out=means)
-    return means, counts[:, :, :-1], (counts[:, :, -1], totals[:, :, -1])
+    return means, counts[:, :, :-1], (counts[:, :, -1].clone(), totals[:, :, -1].clone())
 
 
 def strip_forward(
@@ -286,7 +286,7 @@ def strip_backward(
         if plan.through:
             columns = buffers.narrowed("p", p).mT
             d_means = product(columns, d_rows, buffers("d_values", *columns.shape[:4], d_rows.shape[4]))
-            running = cache_backward(grads.v, d_means, counts, running, at, plan)
+            running = cache_backward(grads.v, d_means, counts, running, at, plan, buffers)
     if grads.q_far is not None and len(d_q) > 1:
         put_query_rows(grads.q_far, torch.stack(d_q[1:]).sum(0), at, plan)
         d_q = d_q[:1]

@@ -7,10 +7,37 @@ The logit is then continuous in the distance, and still independent of the block
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from transformer_vq.ops.attention.call import Call
+
+
+class Rotation(torch.autograd.Function):
+    """Pairs (a, b) of x (..., T, K) turned: (a·cos − b·sin, b·cos + a·sin); cos, sin (..., T, K/2), without gradient.
+
+    By hand because one product of whole rows and two of halves, all in one tensor, take half the time of what autograd
+    would record, and nothing has to be kept: gradients are turned back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(cos, sin)
+        y = x * torch.cat([cos, cos], dim=-1)
+        (a, b), (left, right) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+        left.addcmul_(b, sin, value=-1)
+        right.addcmul_(a, sin)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
+        """The transpose of a rotation is its inverse."""
+        cos, sin = ctx.saved_tensors
+        d_x: Tensor = Rotation.apply(d_y, cos, -sin)
+        return d_x, None, None
 
 
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
@@ -20,9 +47,8 @@ def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     angle = position.to(torch.float64)[..., None] * frequency.to(torch.float64)
-    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
-    a, b = x.to(wide).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    turned: Tensor = Rotation.apply(x.to(wide), angle.cos().to(wide), angle.sin().to(wide))
+    return turned.to(x.dtype)
 
 
 def positioned(call: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,37 @@
+"""SiLU(gate) ⊙ up of one tensor that holds both, side by side  [Shazeer 2002.05202]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swiglu(joint: Tensor) -> Tensor:
+    """Joint [gate ; up] (..., 2 D) -> SiLU(gate) ⊙ up (..., D)."""
+    product: Tensor = Product.apply(joint)
+    return product
+
+
+class Product(torch.autograd.Function):
+    """By hand because autograd would keep SiLU(gate) too, and lay both gradients side by side with a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor) -> Tensor:
+        """See `swiglu`."""
+        ctx.save_for_backward(joint)
+        gate, up = joint.chunk(2, -1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        """With s = σ(g): d_up = d g s,  d_gate = d u s (1 + g (1 − s))."""
+        (joint,) = ctx.saved_tensors
+        gate, up = joint.chunk(2, -1)
+        d_joint = torch.empty_like(joint)
+        d_gate, d_up = d_joint.chunk(2, -1)
+        d_up.copy_(F.silu(gate)).mul_(d_y)
+        torch.ops.aten.silu_backward.grad_input(d_y * up, gate, grad_input=d_gate)
+        return d_joint
