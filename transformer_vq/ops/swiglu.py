@@ -11,7 +11,7 @@ from torch import Tensor
 
 def swiglu(joint: Tensor) -> Tensor:
     """Joint [gate ; up] (..., 2 D) -> SiLU(gate) ⊙ up (..., D)."""
-    product: Tensor = Product.apply(joint)
+    product: Tensor = Product.apply(joint)  # type: ignore[no-untyped-call]
     return product
 
 

@@ -135,9 +135,9 @@ def chunk_backward(
         clear_bubble(d_logits, plan)
     pairs = [(grads.k, d_logits[..., S + skip :], rows.q)]
     if d_bubble is not None and not windowed and skip < plan.L:
+        assert grads.k_far is not None, "the far side has keys of its own"
         pairs.append((grads.k_far, d_bubble[..., skip:], rows.q_far))
     for target, columns, queries in pairs:
-        assert target is not None, "the far side has keys of its own"
         d_k = product(columns.mT, queries, buffers("d_k", *columns.shape[:3], columns.shape[4], queries.shape[4]))
         add_strips(target, d_k, at, plan, skip)
     return running

@@ -36,7 +36,7 @@ class Rotation(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
         """The transpose of a rotation is its inverse."""
         cos, sin = ctx.saved_tensors
-        d_x: Tensor = Rotation.apply(d_y, cos, -sin)
+        d_x: Tensor = Rotation.apply(d_y, cos, -sin)  # type: ignore[no-untyped-call]
         return d_x, None, None
 
 
@@ -47,7 +47,8 @@ def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     angle = position.to(torch.float64)[..., None] * frequency.to(torch.float64)
-    turned: Tensor = Rotation.apply(x.to(wide), angle.cos().to(wide), angle.sin().to(wide))
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+    turned: Tensor = Rotation.apply(x.to(wide), cos, sin)  # type: ignore[no-untyped-call]
     return turned.to(x.dtype)
 
 
