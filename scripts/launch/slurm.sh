@@ -1,7 +1,7 @@
 #!/bin/bash
 # Slurm: two machines of eight GPUs, until the run is done. Three minutes before its time is up, or when it is preempted,
 # the run writes a checkpoint and the job goes back into the queue; it goes on from there.
-#   sbatch launch/slurm.sh CONFIG [KEY=VALUE ...]
+#   sbatch scripts/launch/slurm.sh CONFIG [KEY=VALUE ...]
 #SBATCH --job-name=transformer-vq
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -u
-: "${1:?usage: sbatch launch/slurm.sh CONFIG [KEY=VALUE ...]}"
+: "${1:?usage: sbatch scripts/launch/slurm.sh CONFIG [KEY=VALUE ...]}"
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 stopped=
 trap 'stopped=yes; kill -TERM "$step"' USR1 TERM
