@@ -43,7 +43,7 @@ def shown(monkeypatch, encoding: str, arguments: list[str], terminal: bool = Fal
     return code, *(stream.buffer.getvalue().decode(encoding) for stream in streams.values())
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_every_command_prints_in_every_encoding(monkeypatch, tmp_path, trained, encoding):
     study = tmp_path / "study.yaml"
     study.write_text(STUDY.format(folder=tmp_path / "out"), encoding="utf-8")

@@ -39,7 +39,13 @@ def answers(capsys, run_dir: str) -> tuple[dict, str]:
     return {key: scores[key] for key in ("step", "contexts")}, told["texts"]
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=[pytest.mark.slow] * (name != "bytes"))
+        for name, changes in VARIANTS.items()
+    ],
+)
 def test_there_and_back_is_bitwise(tmp_path, capsys, changes):
     config = tiny_run(tmp_path, **changes)
     run(config, quiet=True)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ def records(config: RunConfig) -> list[dict]:
 
 
 def tensors(config: RunConfig, step: int = 20) -> dict[str, torch.Tensor]:
-    folder = f"{config.run_dir}/checkpoints/step-{step:08d}"
+    folder = Path(config.run_dir) / "checkpoints" / f"step-{step:08d}"
     parts = ("model", "model-optimizer", *(["carried-0"] if config.data.order == "streams" else []))
-    return {f"{part}/{k}": v for part in parts for k, v in load_tensors(f"{folder}/{part}.safetensors").items()}
+    return {f"{part}/{k}": v for part in parts for k, v in load_tensors(folder / f"{part}.safetensors").items()}
 
 
 DROPOUTS = {f"model__dropout_{where}": 0.2 for where in ("embedding", "sinusoid", "residual", "layer")}
@@ -154,7 +155,7 @@ def test_a_warm_start_from_other_tokens_leaves_embedding_and_head_fresh(tmp_path
     assert "its tokenizer is another: embedding and head start fresh" in screen
     run(tiny_run(tmp_path, "its own", data__tokenizer=source.run_dir, **elsewhere))
     assert "its tokenizer is another" not in " ".join(capsys.readouterr().err.split())
-    theirs = load_tensors(f"{source.run_dir}/checkpoints/step-00000002/model.safetensors")
+    theirs = load_tensors(Path(source.run_dir) / "checkpoints" / "step-00000002" / "model.safetensors")
     for name, taken in (("trained anew", False), ("its own", True)):
         ours = load_tensors(tmp_path / name / "checkpoints" / "step-00000001" / "model.safetensors")
         for tensor in ("embedding.weight", "head.weight"):

@@ -224,7 +224,7 @@ def test_nothing_global_is_left(tmp_path):
 
 def test_a_launcher_that_started_fewer_processes_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr("transformer_vq.training.distributed.asked_for", lambda: 2)
-    with pytest.raises(RuntimeError, match="asked for 2 processes and this run has 1"):
+    with pytest.raises(ConfigError, match="asked for 2 processes and this run has 1"):
         train_toy(toy_config(tmp_path / "run"))
 
 

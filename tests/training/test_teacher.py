@@ -50,7 +50,7 @@ def test_the_loss_is_the_divergence_from_the_teacher(taught):
     assert records(config)[-1]["loss_teacher"] < first["loss_teacher"]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("share", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_micro_batches_do_not_show(taught, share):
     whole, cut = (
         student(taught, f"{share}-{size}", train__teacher_share=share, train__micro_batch=size) for size in (4, 2)

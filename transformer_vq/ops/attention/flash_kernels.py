@@ -155,7 +155,7 @@ def provider(device: torch.device) -> FlashKernel | None:
         return OnCPU()
     if device.type != "cuda":
         return None
-    if torch.cuda.get_device_capability(device)[0] == 9 and FlashAttention3.installed():
+    if FlashAttention3.installed() and torch.cuda.get_device_capability(device)[0] == 9:
         return FlashAttention3()
     if FlashAttention2.installed():
         return FlashAttention2()
