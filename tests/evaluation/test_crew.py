@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from crew_processes import PIECE, numbers
+from many_processes import torchrun
 
 from transformer_vq.evaluation import language
 from transformer_vq.evaluation.crew import ALONE, Crew
 
 TESTS = Path(__file__).parents[1]
-PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 
 
 def test_every_call_is_made_once_and_all_make_as_many_rounds():
@@ -43,16 +40,7 @@ def test_processes_find_what_one_finds(tmp_path, monkeypatch, size):
 
     And what stops one process stops all.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    done = subprocess.run(
-        [*command, str(TESTS / "crew_processes.py"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(size, str(TESTS / "crew_processes.py"), str(tmp_path))
     monkeypatch.setattr(language, "PIECE", PIECE)
     alone = json.loads(json.dumps(numbers(ALONE)))
     for rank in range(size):
