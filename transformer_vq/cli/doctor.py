@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from transformer_vq.cli.arguments import Json, Overrides
+from transformer_vq.cli.batches import model_and_batches
 from transformer_vq.cli.console import Failure, console, number, print_json, table
-from transformer_vq.cli.runs import folder_of, one_line_for
+from transformer_vq.cli.runs import folder_of
 
 if TYPE_CHECKING:
     from transformer_vq.bench.checks import Check
-    from transformer_vq.bench.doctor import Batch, LayerReport
-    from transformer_vq.config import RunConfig
-    from transformer_vq.models import TransformerVQ
+    from transformer_vq.bench.doctor import LayerReport
 
 STYLES = {"green": "green", "amber": "yellow", "red": "bold red", "none": "dim"}
 MARKS = {"green": "✓", "amber": "!", "red": "✗", "none": "·"}
@@ -32,11 +32,40 @@ def doctor(
     overrides: Overrides = None,
     batches: Annotated[int, typer.Option(min=1, help="How many batches to look at.")] = 4,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a line is red.")] = False,
+    gradient: Annotated[
+        bool,
+        typer.Option(
+            "--gradient", help="In place of the checks: every estimator's gradient against that of the smoothed loss."
+        ),
+    ] = False,
+    estimator: Annotated[
+        list[str] | None, typer.Option(help="--gradient: which to compare; again for more; all by default.")
+    ] = None,
+    sigma: Annotated[
+        list[float] | None,
+        typer.Option(help="--gradient: noise on keys, in units of rms |k - q|; again for more; 0.25, 0.5, 1."),
+    ] = None,
+    keys: Annotated[int | None, typer.Option(help="--gradient: keys of each layer, a row each; 64.")] = None,
+    draws: Annotated[int | None, typer.Option(help="--gradient: draws of noise, each with both signs; 4096.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="--gradient: of the softmax family; the layer's own by default.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="--gradient: draw it, .png, .svg or .pdf.")] = None,
     json: Json = False,
 ) -> None:
     """Check every layer's quantizer on real batches; a run folder is examined with its trained weights."""
     from transformer_vq.config import ConfigError, RunConfig, load_config
 
+    if gradient:
+        from transformer_vq.cli.gradient import gradient as compare
+
+        chosen = {"estimators": estimator, "sigmas": sigma, "keys": keys, "draws": draws, "temperature": temperature}
+        compare(config, overrides or [], {k: v for k, v in chosen.items() if v is not None}, plot, json)
+        return
+    asked = {"estimator": estimator, "sigma": sigma, "keys": keys, "draws": draws, "temperature": temperature}
+    for name, value in (asked | {"plot": plot}).items():
+        if value is not None and value != []:
+            raise ConfigError(f"--{name}: belongs to --gradient; add it")
     trained = (folder_of(config) / "checkpoints").is_dir()
     settings = load_config(folder_of(config) if trained else config, overrides or [], RunConfig)
 
@@ -55,36 +84,6 @@ def doctor(
         show(reports, described)
     if strict and reds:
         raise Failure(f"doctor: {reds} red")
-
-
-def model_and_batches(run: str | None, settings: RunConfig, count: int) -> tuple[TransformerVQ, list[Batch], str]:
-    """The model, trained where there is a run; its first training batches; words for both."""
-    from transformer_vq.bench.doctor import Batch
-    from transformer_vq.data import check_sources, mixed_batch, prepare_sources
-    from transformer_vq.models import TransformerVQ
-    from transformer_vq.training import CheckpointError, load_run
-    from transformer_vq.training.language import with_vocabulary
-
-    mixture = prepare_sources(settings.data)
-    train = settings.train
-    check_sources(mixture, train.seq_len, 1)
-    if run is not None:
-        with one_line_for(CheckpointError):
-            loaded = load_run(run)
-        model, weights = loaded.model, f"the weights of step {loaded.step}"
-        model.set_step(loaded.step)
-    else:
-        model = TransformerVQ(with_vocabulary(settings.model, mixture.tokenizer), seed=settings.seed)
-        weights = "untrained weights"
-    reset = settings.data.document_boundaries == "reset"
-    rows = range(train.micro_batch or train.batch_size)
-    files = mixture.files("train")
-    raw = [
-        mixed_batch(files, mixture.shares, settings.seed, step, rows, train.batch_size, train.seq_len, reset=reset)
-        for step in range(count)
-    ]
-    batches = [Batch(b.tokens, b.labels, b.segments) for b in raw]
-    return model, batches, f"{weights}, {count} batches of {len(rows)} x {train.seq_len} tokens of {mixture.name}"
 
 
 def show(reports: Sequence[LayerReport], described: str) -> None:

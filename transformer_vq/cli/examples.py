@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": (
         "transformer-vq doctor lm/tiny model.quantizer.estimator=rotation",
         "transformer-vq doctor runs/tiny --strict",
+        "transformer-vq doctor runs/tiny --gradient --keys 16 --plot gradients.png",
     ),
     "plot": ("transformer-vq plot runs/tiny",),
     "data": (

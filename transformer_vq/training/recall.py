@@ -11,7 +11,7 @@ other_bits           of all other tokens that are learned (repeat), per token
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,11 @@ from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.names import check_names
+from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
 from transformer_vq.training.language import with_vocabulary
 from transformer_vq.training.loop import train
-from transformer_vq.training.origin import take_weights
+from transformer_vq.training.origin import find_checkpoint, take_weights
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 
 TRAIN = "train"
@@ -178,6 +179,23 @@ def _losses(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
     """Nats of each label (B, T), 0 where there is none."""
     losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels.shape).double().cpu().numpy()
+
+
+def load_task(name: str, overrides: Sequence[str] = ()) -> tuple[RecallTask, int]:
+    """The task of `RUN[@best|@last|@STEP]` with its trained model on the CPU, and the step of the weights.
+
+    Raises ConfigError, CheckpointError.
+    """
+    checkpoint = find_checkpoint(name)
+    config = load_config(checkpoint.parents[1], overrides, RecallRunConfig)
+    verify(checkpoint)
+    task = RecallTask(config, torch.device("cpu"))
+    if config.train.precision == "fp64":
+        task.model.double()
+    task.model.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
+    step = int(checkpoint.name.removeprefix("step-"))
+    task.set_step(step)
+    return task, step
 
 
 def run(config: RecallRunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
