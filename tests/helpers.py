@@ -17,3 +17,8 @@ def assert_same(got: Mapping[str, Tensor], want: Mapping[str, Tensor], rtol: flo
             continue
         error = (g - w).abs().max() / w.abs().max().clamp_min(1e-30)
         assert error <= rtol, f"{name} {tuple(w.shape)}: relative error {error:.1e} > {rtol:.0e}"
+
+
+def timeless(record: dict) -> dict:
+    """A record of a run without what depends on the clock and the machine."""
+    return {key: value for key, value in record.items() if not key.endswith("_per_s") and "cost/" not in key}

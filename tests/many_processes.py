@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import timeless
 from tiny_run import tiny_run
 
 from transformer_vq.training.checkpoints import load_tensors
@@ -48,8 +49,8 @@ def tree(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
 def records(run_dir: Path) -> dict[str, torch.Tensor]:
     """Every number of every training record, but times."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line["split"] == "train"]
-    names = {key for line in lines for key in line} - {"split", "tokens_per_s"}
+    lines = [timeless(line) for line in lines if line["split"] == "train"]
+    names = {key for line in lines for key in line} - {"split"}
     return {name: torch.tensor([line.get(name, -1.0) for line in lines], dtype=torch.float64) for name in names}
 
 

@@ -80,7 +80,8 @@ for name in ("fcntl", "resource"):
 from pathlib import Path
 from transformer_vq.files import lock
 from transformer_vq.training.run_folder import RunFolder
-import transformer_vq.studies.folder, transformer_vq.bench.memory
+import transformer_vq.studies.folder, transformer_vq.machine
+assert transformer_vq.machine.peak_resident() > 2**20
 with lock(Path(sys.argv[1])):
     print("held")
 """

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import timeless
 from torch import Tensor, nn
 
 from transformer_vq.config import CheckpointConfig, EvalConfig, Settings
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.training import Losses, MicroBatch, Player, Task, train
 from transformer_vq.training.checkpoints import load_tensors
+from transformer_vq.training.step import Stepper
 
 
 class ToyConfig(Settings):
@@ -97,13 +99,10 @@ def train_toy(
     return train(config, make, quiet=quiet, **flags)
 
 
-TIMED = ("images_per_s", "tokens_per_s", "seconds")
-
-
 def records(run_dir: Path) -> list[dict]:
     """All records, without what depends on the clock."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+    return [timeless(json.loads(line)) for line in lines]
 
 
 def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
@@ -112,13 +111,13 @@ def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
-    """A signal arrives while the batch of `step` is made, once."""
-    batch, sent = ToyTask.batch, []
+    """A signal arrives as `step` begins, once."""
+    make, sent = Stepper.__call__, []
 
-    def batch_and_signal(self, at, rows, slot):
+    def signal_and_make(self, at):
         if at == step and not sent:
             sent.append(at)
             os.kill(os.getpid(), number)
-        return batch(self, at, rows, slot)
+        return make(self, at)
 
-    monkeypatch.setattr(ToyTask, "batch", batch_and_signal)
+    monkeypatch.setattr(Stepper, "__call__", signal_and_make)

@@ -1,9 +1,10 @@
-"""Which machine and which commit a number comes from. Standard library alone: whoever asks need not load torch."""
+"""Which machine and which commit a number comes from, and what memory it took. Whoever asks need not load torch."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 
@@ -30,3 +31,18 @@ def commit() -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return name.strip() + ("+" if changed.strip() else "")
+
+
+def peak_resident() -> int:
+    """Bytes of memory that this process has held at most, since it was started."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where getrusage starts with the peak of the parent process
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 2**10
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from transformer_vq.evaluation.figures import draw_histograms, pixels
 from transformer_vq.evaluation.histograms import BINS, KeyHistograms, by_rank
-from transformer_vq.evaluation.plots import draw_histograms, pixels
 from transformer_vq.quantizers import build_quantizer
 
 

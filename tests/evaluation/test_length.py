@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from models_for_evaluation import tiny_model, tiny_split
 
 from transformer_vq.evaluation import length as module
+from transformer_vq.evaluation.figures import draw_positions
 from transformer_vq.evaluation.length import bins, score_texts
-from transformer_vq.evaluation.plots import draw_positions
 from transformer_vq.evaluation.recurrence import last_seen
 
 

@@ -61,6 +61,26 @@ def test_one_evaluation_is_no_curve_so_batches_are_drawn():
     assert figure.axes[0].get_title() == "training batches"
 
 
+def test_time_is_stacked_and_adds_up():
+    rows = [
+        {"step": s, "split": "train", "cost/seconds": 2.0, "cost/data": 0.5, "cost/evaluation": 0.5 * (s == 3)}
+        for s in (1, 2, 3, 3, 4)  # step 3 was written again after a resume
+    ]
+    (axes,) = draw([*rows, {"step": 4, "split": "valid", "loss": 1.0}], PICTURES["cost"], title="run").axes
+    patches = {patch.get_label(): patch.get_data() for patch in axes.patches}
+    assert list(patches) == ["waiting for data  25.0%", "evaluation  6.2%", "training"]
+    np.testing.assert_array_equal(patches["evaluation  6.2%"].values, [0.25, 0.25, 0.5, 0.25])
+    np.testing.assert_array_equal(patches["training"].baseline, patches["evaluation  6.2%"].values)
+    np.testing.assert_array_equal(patches["training"].edges, [0, 1, 2, 3, 4])
+
+
+def test_bytes_are_shown_in_gib():
+    rows = [{"step": s, "tokens": s, "split": "train", "cost/peak_bytes": s * 2**30} for s in (1, 2)]
+    (axes,) = draw(rows, PICTURES["cost"], title="run").axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [1, 2])
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 2
+
+
 def test_a_step_repeated_after_a_resume_counts_once_with_its_later_value():
     rows = [
         {"step": s, "tokens": s, "split": "train", "loss": v}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import timeless
 from tiny_run import tiny_run
 
 from transformer_vq.config import ConfigError, RunConfig, load_config
@@ -17,12 +18,10 @@ from transformer_vq.evaluation import evaluate
 from transformer_vq.training import LanguageTask, TrainingInterrupted, load_run, run
 from transformer_vq.training.checkpoints import load_tensors
 
-TIMED = ("tokens_per_s",)
-
 
 def records(config: RunConfig) -> list[dict]:
     with open(f"{config.run_dir}/metrics.jsonl") as file:
-        return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in file]
+        return [timeless(json.loads(line)) for line in file]
 
 
 def tensors(config: RunConfig, step: int = 20) -> dict[str, torch.Tensor]:

@@ -18,9 +18,9 @@ import torch
 
 from transformer_vq.bench import work
 from transformer_vq.bench.device import Ceilings, kind
-from transformer_vq.bench.memory import largest_resident
 from transformer_vq.bench.rivals import RIVALS, Heads, able
 from transformer_vq.bench.turns import in_turns, quartiles, ratios
+from transformer_vq.machine import peak_resident
 from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention.block_length import chosen
 
@@ -149,4 +149,4 @@ def peak_memory(length: int, **sizes: int) -> float:
 def _peak(length: int, sizes: dict[str, int]) -> float:
     _, vq = heads(length, "cpu", **sizes)
     vq()
-    return largest_resident()
+    return peak_resident() / 2**20

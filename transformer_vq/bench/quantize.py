@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from transformer_vq.bench.memory import largest_resident
 from transformer_vq.config.extras import need
+from transformer_vq.machine import peak_resident
 from transformer_vq.quantizers import build_quantizer
 
 Step = Callable[[], None]
@@ -70,9 +70,9 @@ def peak_memory(name: str, *arguments: object) -> float:
 
 def _peak(name: str, arguments: tuple[int, int, int, str]) -> float:
     step = BUILDERS[name](*arguments)
-    before = largest_resident()
+    before = peak_resident() / 2**20
     step()
-    return largest_resident() - before
+    return peak_resident() / 2**20 - before
 
 
 def _ours(vectors: int, dim: int, codes: int, estimator: str) -> Step:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from transformer_vq.models.describe import TRAINING
+
 
 class Work(NamedTuple):
     """Of one call, forward and backward."""
@@ -44,7 +46,7 @@ def _tensors(heads: int, length: int, width: int, size: int) -> int:
 
 def training(flops_per_token: float, tokens: int, parameters: int) -> Work:
     """A step with AdamW: three times the forward pass; weights, gradients and two moments read and written in fp32."""
-    return Work(3 * flops_per_token * tokens, 4 * parameters * (3 + 2 * 4))
+    return Work(TRAINING * flops_per_token * tokens, 4 * parameters * (3 + 2 * 4))
 
 
 def token(flops_per_token: float, parameters: int, state_bytes: int) -> Work:

@@ -75,7 +75,8 @@ def length(
                     window[text] = loaded.model.config.window
                     recurring[text] = scores.by_recurrence(recurrence, window[text])
     if plot is not None:
-        from transformer_vq.evaluation.plots import draw_positions, save_figure
+        from transformer_vq.evaluation.figures import draw_positions
+        from transformer_vq.evaluation.plots import save_figure
 
         save_figure(draw_positions(results, sorted(set(trained_on.values()))), plot)
     if json:

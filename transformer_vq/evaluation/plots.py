@@ -1,4 +1,5 @@
-"""Pictures of a run from its `metrics.jsonl`: what it learned, and how its codebooks fared. No torch in here.
+"""Pictures of a run from its `metrics.jsonl`: what it learned, how its codebooks fared and what it cost. No
+torch in here.
 
 A picture is one line in `PICTURES`. Panels whose numbers the run does not have are left out, and so are empty pictures.
 """
@@ -7,12 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,10 @@ import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
 from transformer_vq.files import write, writing
 
@@ -40,8 +40,12 @@ class Panel(NamedTuple):
     log: bool = False
     level: float | None = None
     """A value worth a dotted line, such as the ratio 1."""
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float | None] | None = None
     """Of the vertical axis, for what has a natural scale; else it fits the numbers."""
+    unit: float = 1.0
+    """What the numbers are divided by."""
+    shares: bool = False
+    """Stacked: which of PARTS the time went into, `metric` being all of it."""
 
 
 PICTURES = {
@@ -50,12 +54,25 @@ PICTURES = {
         Panel("usage", "share of the codes in use", per_layer=True, limits=(0, 1.03)),
         Panel("perplexity", "perplexity of the codes", per_layer=True, log=True),
     ],
+    "cost": [
+        Panel("tokens_per_s", "tokens a second", limits=(0, None)),
+        Panel("cost/mfu", "share of the devices' peak (MFU)", limits=(0, None)),
+        Panel("cost/peak_bytes", "peak memory, GiB", limits=(0, None), unit=2**30),
+        Panel("cost/seconds", "share of the time", shares=True, limits=(0, 1)),
+    ],
     "keys": [
         Panel("norm_ratio", "norm ratio ‖q‖ / ‖k‖", per_layer=True, level=1.0),
         Panel("relative_error", "relative error ‖k − q‖ / ‖k‖", per_layer=True),
         Panel("cosine", "cosine of k and q", per_layer=True),
     ],
 }
+PARTS = {  # of a training record's time, from the bottom, where it is written; what is left is training
+    "cost/data": ("waiting for data", "#c8553d"),
+    "cost/communication": ("waiting for processes", "#e0a458"),
+    "cost/checkpoint": ("checkpoints", "#8a6bb1"),
+    "cost/evaluation": ("evaluation", "#5a8f4e"),
+}
+BINS = 60  # as many steps at most, one beside the other
 SPLIT_COLOURS = {"train": "#4878a8", "valid": "#c8553d", "test": "#5a8f4e"}
 LEGEND_LAYERS = 8  # more layers than this get a colour bar in place of a legend
 SMOOTH_FROM = 300  # more training records than this are shown as a running mean over the faint raw line
@@ -134,7 +151,12 @@ def draw(records: Records, panels: Iterable[Panel], title: str, shades: str = "v
         return None
     figure = Figure(figsize=(5.6 * len(filled), 4.2), layout="constrained")
     for axes, (panel, lines) in zip(figure.subplots(1, len(filled), squeeze=False)[0], filled, strict=True):
-        _layers(axes, lines, records, panel, colormaps[shades]) if panel.per_layer else _splits(axes, lines)
+        if panel.shares:
+            _shares(axes, records)
+        elif panel.per_layer:
+            _layers(axes, lines, records, panel, colormaps[shades])
+        else:
+            _splits(axes, lines)
         _finish(axes, panel, "tokens" if any("tokens" in record for record in records) else "step")
     figure.suptitle(shown(title), fontsize=10, color=GREY)
     return figure
@@ -148,13 +170,35 @@ def _lines(records: Records, panel: Panel) -> dict[Any, tuple[np.ndarray, np.nda
         split = record.get("split", "train")
         if chosen is not None and split != chosen:
             continue
-        x = float(record["tokens"] if "tokens" in record else record["step"])
+        x = _place(record)
         for key, value in record.items():
             name = _layer(key, panel.metric) if panel.per_layer else split if key == panel.metric else None
             if name is not None and value is not None:
-                points[name][record["step"]] = (x, float(value))
+                points[name][record["step"]] = (x, float(value) / panel.unit)
     ordered = sorted(points) if panel.per_layer else points
     return {name: _columns(points[name]) for name in ordered}
+
+
+def _place(record: Mapping[str, Any]) -> float:
+    return float(record["tokens"] if "tokens" in record else record["step"])
+
+
+def _shares(axes: Axes, records: Records) -> None:
+    """Neighbouring records are put together, so that there are no more than BINS."""
+    timed = list({r["step"]: r for r in records if "cost/seconds" in r}.values())
+    cuts = np.linspace(0, len(timed), min(BINS, len(timed)) + 1).astype(int)
+    bins = [timed[a:b] for a, b in pairwise(cuts)]
+    total = [sum(r["cost/seconds"] for r in part) for part in bins]
+    ends = [0.0, *(_place(part[-1]) for part in bins)]
+    below = np.zeros(len(bins))
+    for name, (label, colour) in PARTS.items():
+        share = np.array([sum(r.get(name, 0.0) for r in part) for part in bins]) / total
+        if share.any():
+            whole = sum(r.get(name, 0.0) for r in timed) / sum(total)
+            axes.stairs(below + share, ends, baseline=below, fill=True, color=colour, label=f"{label}  {whole:.1%}")
+            below = below + share
+    axes.stairs(np.ones(len(bins)), ends, baseline=below, fill=True, color="#dce4ec", label="training")
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _columns(points: dict[int, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -224,71 +268,11 @@ def _finish(axes: Axes, panel: Panel, x: str) -> None:
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(panel.label, fontsize=9)
     if panel.limits is not None:
-        axes.set_ylim(*panel.limits)
+        low, high = panel.limits
+        axes.set_ylim(low, 1.08 * axes.get_ylim()[1] if high is None else high)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.tick_params(labelsize=8)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_histograms(found: Mapping[str, Any], title: str) -> Figure:
-    """`layer0/code_share` and the like, as `evaluation.histograms` makes them: a panel a quantity, a line a layer."""
-    panels = {
-        "code_share": ("codes, the most frequent first", "share of the keys"),
-        "norm_ratio": ("norm ratio ‖code‖ / ‖key‖", "share of the keys"),
-        "angle": ("angle from key to code, degrees", "share of the keys"),
-    }
-    names = list(dict.fromkeys(name.rpartition("/")[0] for name in found))
-    figure = Figure(figsize=(12.6, 3.6), layout="constrained")
-    for axes, (what, (x, y)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for i, name in enumerate(names):
-            counts, edges = found[f"{name}/{what}"]
-            share, width = counts / max(counts.sum(), 1e-12), np.diff(edges)
-            colour = colormaps["viridis"](0.92 * i / max(len(names) - 1, 1))
-            axes.stairs(share / width if what == "code_share" else share, edges, color=colour, label=name)
-        if what == "code_share":
-            axes.set_yscale("log")
-        axes.set_xlabel(x, fontsize=9)
-        axes.set_ylabel(y, fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(shown(title), fontsize=10, color=GREY)
-    return figure
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """The figure as a picture: (height, width, 3) uint8."""
-    canvas = FigureCanvasAgg(figure)
-    with unknown_letters():
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def draw_positions(results: Mapping[str, Sequence[Any]], trained_on: Sequence[int]) -> Figure:
-    """Bits per byte over positions, a line a run, bins as `evaluation.length` makes them; dotted: lengths in training.
-
-    The first bin, in which hardly anything has been read, would squeeze the rest and is left out where there are more.
-    """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, bins in results.items():
-        plotted = bins[1:] if len(bins) > 1 else bins
-        x = [math.sqrt(max(b.start, 1) * b.stop) for b in plotted]
-        y, error = (np.array([getattr(b, key) for b in plotted]) for key in ("bits_per_byte", "standard_error"))
-        (line,) = axes.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=shown(name))
-        axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.15, linewidth=0)
-    for position in trained_on:
-        axes.axvline(position, color=GREY, linestyle=":", linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.set_xlabel("tokens read before (dotted: length in training)", fontsize=9)
-    axes.set_ylabel("bits per byte (band: standard error over texts)", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#e4e4e4", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    return figure

@@ -20,6 +20,7 @@ CURVES = {
     ],
     "codebooks": PICTURES["codebooks"],
     "keys": PICTURES["keys"],
+    "cost": [Panel("images_per_s", "images a second", limits=(0, None)), *PICTURES["cost"][1:]],
 }
 GAP = 2  # pixels between pictures
 

@@ -27,6 +27,8 @@ from transformer_vq.models.attention import VQAttention
 from transformer_vq.models.language_model import TransformerVQ
 from transformer_vq.ops.attention import AttentionState, FullState, initial_state, resolve_backend
 
+TRAINING = 3
+"""How many times the FLOPs of the forward pass a forward and a backward pass take."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 """What attention gets, by `train.precision`."""
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
+from transformer_vq.clock import spent
+
 
 def is_distributed() -> bool:
     """True when several processes train together."""
@@ -22,8 +24,9 @@ def is_first_process() -> bool:
 def add_over_processes(*tensors: Tensor) -> None:
     """Sum each tensor over all processes, in place. Every process must call it, even with zeros."""
     if is_distributed():
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
+        with spent("communication"):
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
 
 
 def join_processes(keys: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from transformer_vq.clock import spent
 from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig
 from transformer_vq.models.split import Follow
 
@@ -124,7 +125,8 @@ class ProcessLine:
     def receive(self, like: Sequence[Tensor], source: int) -> list[Tensor]:
         """What the other sent, whose shapes and types are those of `like`."""
         message = torch.empty(sum(x.nbytes for x in like), dtype=torch.uint8, device=like[0].device)
-        dist.recv(message, group=self.group, group_src=source)
+        with spent("communication"):
+            dist.recv(message, group=self.group, group_src=source)
         found: dict[int, Tensor] = {}
         at = 0
         for i in _by_size(like):
@@ -133,9 +135,10 @@ class ProcessLine:
         return [found[i] for i in range(len(like))]
 
     def _settle(self) -> None:
-        for work, _ in self._sending:
-            if work is not None:
-                work.wait()
+        with spent("communication"):
+            for work, _ in self._sending:
+                if work is not None:
+                    work.wait()
         self._sending = []
 
 

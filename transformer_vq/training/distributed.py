@@ -26,7 +26,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
+from transformer_vq.clock import spent
 from transformer_vq.config import ConfigError
 from transformer_vq.evaluation.crew import Crew
 
@@ -86,7 +88,20 @@ def share_gradients(module: nn.Module, accelerator: Accelerator, partly_used: bo
     with warnings.catch_warnings():  # torch 2.13 renames the argument, Accelerate knows the old name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         prepared: nn.Module = accelerator.prepare_model(module)
-        return prepared
+    if isinstance(prepared, DistributedDataParallel):
+        prepared._set_ddp_runtime_logging_sample_rate(1)
+    return prepared
+
+
+def gradients_waited(module: nn.Module) -> float:
+    """Seconds that DDP's sums of gradients took beyond the backward pass that they overlap, by its own clock, in the
+    step before this one; 0 where there is no DDP.
+    """
+    if not isinstance(module, DistributedDataParallel):
+        return 0.0
+    found = module._get_ddp_logging_data()
+    took, hidden = (found.get(f"backward_{what}_time", 0) for what in ("comm", "compute_comm_overlap"))
+    return float(max(0, took - hidden)) / 1e9
 
 
 def asked_for() -> int:
@@ -119,9 +134,10 @@ def on_main(accelerator: Accelerator, do: Callable[[], T], long: bool = False) -
             outcome[0] = do()
         except BaseException as error:  # the others must hear of it, whatever it is, or they wait in vain
             outcome[1] = error
-    if long:
-        _wait_for_main(accelerator)
-    dist.broadcast_object_list(outcome, src=0)
+    with spent("communication"):
+        if long:
+            _wait_for_main(accelerator)
+        dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
     value: T = outcome[0]
@@ -148,7 +164,8 @@ def crew(accelerator: Accelerator, in_step: bool) -> Crew:
 def sum_over_processes(values: Tensor, accelerator: Accelerator) -> Tensor:
     """Elementwise sum, in place; the order of summation is the same on every process."""
     if accelerator.num_processes > 1:
-        dist.all_reduce(values)
+        with spent("communication"):
+            dist.all_reduce(values)
     return values
 
 
@@ -175,7 +192,8 @@ def everyones(value: T, accelerator: Accelerator) -> list[T]:
     if accelerator.num_processes == 1:
         return [value]
     values: list[Any] = [None] * accelerator.num_processes
-    dist.all_gather_object(values, value)
+    with spent("communication"):
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -189,7 +207,8 @@ def compare_replicas(module: nn.Module, accelerator: Accelerator) -> None:
     tensors = {name: tensor for name, tensor in module.state_dict().items() if not isinstance(tensor, DTensor)}
     mine = torch.stack([checksum(tensor) for tensor in tensors.values()])
     everyone = [torch.empty_like(mine) for _ in range(accelerator.num_processes)]
-    dist.all_gather(everyone, mine)
+    with spent("communication"):
+        dist.all_gather(everyone, mine)
     for rank, other in enumerate(everyone):
         if not torch.equal(other, everyone[0]):
             name = list(tensors)[int((other != everyone[0]).nonzero()[0])]

@@ -30,7 +30,7 @@ from transformer_vq.data import (
 from transformer_vq.data.tokenizers import FILE, Tokenizer
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.attention import VQAttention
-from transformer_vq.models.describe import attention_backend, describe
+from transformer_vq.models.describe import TRAINING, attention_backend, describe
 from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState
 from transformer_vq.quantizers import Quantizer
@@ -82,6 +82,8 @@ class LanguageTask(Task):
         self.model = TransformerVQ(with_vocabulary(config.model, self.mixture.tokenizer), seed=config.seed)
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
+        self.described = describe(self.model.config, config.train.seq_len)
+        self.flops_per_unit = TRAINING * self.described["flops_per_token"]
         self.teacher = self._teacher()
         self.states: dict[int, ModelState] = {}  # by micro-batch, with streams
         self.states_before: dict[int, ModelState] = {}
@@ -102,7 +104,7 @@ class LanguageTask(Task):
     def describe(self) -> dict[str, str]:
         """What is about to be trained."""
         model, length = self.model.config, self.config.train.seq_len
-        found = describe(model, length)
+        found = self.described
         grows = (
             f" after {length:,} tokens; it grows with the text" if found["state_grows"] else ", however long the text"
         )

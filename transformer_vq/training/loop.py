@@ -18,9 +18,11 @@ import torch
 from accelerate import Accelerator
 
 from transformer_vq import __version__
+from transformer_vq.clock import spent
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
+from transformer_vq.training.costs import PREFIX, Costs
 from transformer_vq.training.distributed import any_process, compare_replicas, crew, everyones, on_main, processes
 from transformer_vq.training.early_stop import Patience, check_patience
 from transformer_vq.training.origin import warm_start
@@ -148,6 +150,9 @@ class Loop:
         self.patience = Patience(config.train.patience)
         evaluations = config.train.steps // config.eval.every if config.eval.every else 0
         self.trackers = Trackers(accelerator, folder.path, config.train.trackers, evaluations)
+        unseen = self.step.sharded or (context > 1 and accelerator.device.type == "cuda")
+        reader = self.step.reader
+        self.costs = Costs(task.unit, task.flops_per_unit, config.train, accelerator, reader, unseen)
         task.stop_asked = lambda: signals.stop
         task.crew = crew(accelerator, self.step.sharded)
 
@@ -182,6 +187,7 @@ class Loop:
                 **self.task.describe(),
                 "training": f"{train.steps:,} steps of {train.batch_size}, {train.optimizer}, {train.precision}",
                 "device": device_name(self.accelerator.device) + (f", {count} processes{cut}" if count > 1 else ""),
+                **self.costs.first_screen(),
                 **({"compile": COMPILING} if train.compile else {}),
                 "writes to": str(self.folder.path),
                 **origin,
@@ -190,14 +196,17 @@ class Loop:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, evaluate, and return the summary."""
+        self.began = self.at.units, self.at.seconds
         self.trackers.start(self.config.model_dump(mode="json"), self.at.done)
         self.progress.begin(self.at.done)
         try:
-            with self.signals.stoppable():
+            with self.signals.stoppable(), self.costs.clock.running():
+                self.costs.clock.lap()
                 return self._to_the_end()
         except WriteError as error:
             raise WriteError(f"{error}. {self._last()}") from error
         finally:
+            self.step.reader.close()
             self.trackers.finish()
 
     def _to_the_end(self) -> dict[str, Any]:
@@ -212,6 +221,7 @@ class Loop:
     def _steps(self) -> None:
         train, speed = self.train, f"{self.task.unit}_per_s"
         logged, pace, compiling = (self.at.units, self.at.seconds), 0.0, train.compile
+        costs: dict[str, float] = {}
         while self.at.done < train.steps:
             if self.at.done and _due(self.at.done, self.config.eval.every) and self.patience.last_step < self.at.done:
                 self._evaluate(self.task.splits[0], final=False)
@@ -236,9 +246,9 @@ class Loop:
                 compiling = False
             if done in (1, train.steps) or done % train.log_every == 0:
                 pace = (self.at.units - logged[0]) / max(self.at.seconds - logged[1], 1e-9)
-                logged = self.at.units, self.at.seconds
-                self._record("train", {**record, speed: pace})
-            self.progress.update(done, {**record, speed: pace}, self.task.unit)
+                logged, costs = (self.at.units, self.at.seconds), self.costs.lap(pace)
+                self._record("train", {**record, speed: pace, **costs})
+            self.progress.update(done, {**record, speed: pace, **costs}, self.task.unit)
             if done == 1 or done % COMPARE_EVERY == 0:
                 for player in self.task.players.values():
                     compare_replicas(player.module, self.accelerator)
@@ -269,10 +279,11 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of where the run is, unless there is one already."""
-        on_main(self.accelerator, self.folder.flush)
-        optimizers = self.step.optimizers
-        planned, layout = self.train.steps, self.step.layout
-        write_snapshot(self.checkpoints, self.at, planned, self.task, optimizers, self.accelerator, layout)
+        with spent("checkpoint"):
+            on_main(self.accelerator, self.folder.flush)
+            optimizers = self.step.optimizers
+            planned, layout = self.train.steps, self.step.layout
+            write_snapshot(self.checkpoints, self.at, planned, self.task, optimizers, self.accelerator, layout)
 
     def _evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
@@ -280,7 +291,8 @@ class Loop:
         with ExitStack() as stack:
             heard = stack.enter_context(self.trackers.listening(self.task.quantizers, number, final))
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # else every shape would be compiled anew
-            values = self._numbers(split, final)
+            with spent("evaluation"):
+                values = self._numbers(split, final)
         self._record(split, values)
         if self.task.evaluates_together and self.trackers.names:
             heard.shared(self.task.crew)
@@ -323,6 +335,9 @@ class Loop:
         early = {"early_stop": self.patience.report()} if self.at.done < self.train.steps else {}
         modules = [player.module for player in self.task.players.values()]
         held = sum(local(p).numel() for module in modules for p in module.parameters())
+        units, seconds = (now - then for now, then in zip((self.at.units, self.at.seconds), self.began, strict=True))
+        recorded = on_main(self.accelerator, lambda: self.folder.sums("train", PREFIX))
+        peak_bytes = max(everyones(self.costs.peak_bytes(), self.accelerator))
         summary = {
             "run_dir": str(self.folder.path),
             **numbers,
@@ -335,6 +350,7 @@ class Loop:
             f"{self.task.unit}_per_s": self.at.units / max(self.at.seconds, 1e-9),
             "parameters": sum(p.numel() for module in modules for p in module.parameters()),
             "parameters_per_process": max(everyones(held, self.accelerator)),
+            "cost": self.costs.summary(recorded, units / max(seconds, 1e-9), peak_bytes),
             "device": device_name(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "versions": {

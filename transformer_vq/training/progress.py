@@ -1,7 +1,7 @@
 """What a person sees of a run, on standard error: the first screen, one line of progress, messages.
 
-On a terminal a bar with loss, bits per byte, speed and time left; elsewhere a plain line now and then. Only the main
-process shows anything.
+On a terminal a bar with loss, bits per byte, speed, MFU and time left; elsewhere a plain line now and then. Only the
+main process shows anything.
 """
 
 from __future__ import annotations
@@ -83,4 +83,8 @@ def _line(values: Mapping[str, float], unit: str) -> str:
     parts = [f"loss {values['loss']:.4f}"]
     if "bits_per_byte" in values:
         parts.append(f"bits per byte {values['bits_per_byte']:.4f}")
-    return "  ".join([*parts, f"{values[f'{unit}_per_s']:,.0f} {unit}/s"])
+    reader = f" (reader {values['cost/read_per_s']:,.0f})" if "cost/read_per_s" in values else ""
+    parts.append(f"{values[f'{unit}_per_s']:,.0f} {unit}/s{reader}")
+    if "cost/mfu" in values:
+        parts.append(f"MFU {values['cost/mfu']:.0%}")
+    return "  ".join(parts)

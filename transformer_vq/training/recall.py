@@ -31,6 +31,7 @@ from transformer_vq.data.recall import IGNORED, Examples, make_examples
 from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.models import TransformerVQ
+from transformer_vq.models.describe import TRAINING, describe
 from transformer_vq.models.names import check_names
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
@@ -55,6 +56,7 @@ class RecallTask(Task):
         settled = config.settled_model
         model = settled if self.corpus is None else with_vocabulary(settled, self.corpus.tokenizer)
         self.model = TransformerVQ(model, seed=config.seed)
+        self.flops_per_unit = TRAINING * describe(self.model.config, config.train.seq_len)["flops_per_token"]
         for split in SPLITS:
             for length in (config.train.seq_len, *config.recall.eval_lengths):
                 self._examples(1, split, length=length)  # what is wrong with a text is heard of now

@@ -180,6 +180,15 @@ class RunFolder:
         records = [record for _, record in _records(path)] if path.is_file() else []
         return [(record["step"], record.get(metric)) for record in records if record["split"] == split]
 
+    def sums(self, split: str, prefix: str) -> dict[str, float]:
+        """The sum of every number so named over the records of a split, as far as they are written."""
+        path, found = self.path / "metrics.jsonl", dict[str, float]()
+        for _, record in _records(path) if path.is_file() else ():
+            for name, value in record.items() if record["split"] == split else ():
+                if name.startswith(prefix) and value is not None:
+                    found[name] = found.get(name, 0.0) + value
+        return found
+
     def flush(self) -> None:
         """Wait until all records are on disk."""
         if self._metrics is not None:

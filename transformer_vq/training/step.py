@@ -19,12 +19,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from transformer_vq.clock import count, spent
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.quantizers import Quantizer
 from transformer_vq.quantizers.scheduled import Gathered, ScheduledQuantizer
 from transformer_vq.training.deal import Layout
-from transformer_vq.training.distributed import everyones, share_gradients, sum_over_processes
+from transformer_vq.training.distributed import everyones, gradients_waited, share_gradients, sum_over_processes
 from transformer_vq.training.optimizers import Optimizers
+from transformer_vq.training.reader import Reader
 from transformer_vq.training.schedule import learning_rate
 from transformer_vq.training.sharding import (
     gradients_kept,
@@ -72,6 +74,7 @@ class Stepper:
         rank, rows_over = accelerator.process_index // context, processes // context
         self.slices = micro_batches(train, rank, rows_over, even=self.sharded)
         self.layout = Layout(self.slices, context)
+        self.reader = Reader(self._read, train.steps, accelerator.device)
         self.optimizers: dict[str, Optimizers] = {}
         self.modules: dict[str, nn.Module] = {}
         dtype = torch.float64 if train.precision == "fp64" else None
@@ -100,7 +103,8 @@ class Stepper:
         task.set_step(step)
         for player in task.players.values():
             player.module.train()
-        batches = [task.batch(step, rows, slot) for slot, rows in enumerate(self.slices)]
+        with spent("data"):
+            batches = self.reader.take(step)
         names = sorted(batches[0].counts)
         mine = [sum(b.counts[name] for b in batches) for name in names]
         totals = torch.tensor([*mine, sum(b.units for b in batches)], device=self.accelerator.device)
@@ -110,7 +114,11 @@ class Stepper:
         for turn, name in enumerate(task.players):
             values = self._turn(turn, name, step, batches, dict(zip(names, counts, strict=True)))
             record |= values if turn == 0 else {f"{name}/{key}": value for key, value in values.items()}
+            count("gradients", gradients_waited(self.modules[name]))
         return record, units
+
+    def _read(self, step: int) -> list[MicroBatch]:
+        return [self.task.batch(step, rows, slot) for slot, rows in enumerate(self.slices)]
 
     def _turn(
         self, turn: int, name: str, step: int, batches: Sequence[MicroBatch], counts: Mapping[str, int]

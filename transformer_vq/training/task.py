@@ -73,6 +73,8 @@ class Task(ABC):
     """What `MicroBatch.units` counts."""
     primary: str = "loss"
     """The metric of `evaluate("valid")` that chooses the best checkpoint; lower is better."""
+    flops_per_unit: float | None = None
+    """Of a forward and a backward pass, as `models/describe.py` counts them; None: not counted, so no MFU."""
     splits: ClassVar[tuple[str, ...]] = ("valid", "test")
     """What is evaluated at the end; the first also during training."""
     players: Mapping[str, Player]
@@ -80,7 +82,10 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
-        """Rows of the batch of `step`: a pure function of (seed, step, rows), whatever was asked before."""
+        """Rows of the batch of `step`: a pure function of (seed, step, rows), whatever was asked before.
+
+        Asked by a thread of its own while the step before is made (reader.py): it shares nothing that changes.
+        """
 
     @abstractmethod
     def losses(self, player: str, module: nn.Module, batch: MicroBatch) -> Losses:

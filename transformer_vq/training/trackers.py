@@ -73,7 +73,7 @@ class Trackers:
         found = heard.histograms() if self.accelerator.is_main_process else {}
         if not found:
             return
-        from transformer_vq.evaluation.plots import draw_histograms, pixels
+        from transformer_vq.evaluation.figures import draw_histograms, pixels
 
         picture = pixels(draw_histograms(found, f"{split}, step {step}"))
         with writing(self.folder / "trackers"):
