@@ -34,7 +34,7 @@ def build(**changes):
     return model.double().eval()
 
 
-def batch(rows=ROWS, length=12):
+def batch(rows=ROWS, length=24):
     tokens = torch.randint(32, (rows, length + 1), generator=torch.Generator().manual_seed(3))
     return Batch(tokens[:, :-1], tokens[:, 1:])
 
@@ -50,7 +50,9 @@ def moved(quantizer, keys, by):
     return quantizer.register_forward_pre_hook(change)
 
 
-@pytest.mark.parametrize("changes", [{}, {"heads": 2, "kv_heads": 2}, {"block": "transformer"}, {"conv": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"backend": "blockwise"}, {"heads": 2, "kv_heads": 2}, {"block": "transformer"}, {"conv": 3}], ids=str
+)
 def test_the_loss_of_a_code_is_the_models_on_a_key_with_that_code(changes):
     model, rows = build(**changes) if changes != {"block": "transformer"} else _transformer(), batch()
     keys, quantizer = choose(model, rows, 0), model.quantizers[0]
