@@ -133,6 +133,13 @@ class TrainConfig(OptimizationConfig):
         1, ge=1, description="processes that share one sequence, each with a piece; divides seq_len and the processes"
     )
     seq_len: int = Field(512, ge=1, description="tokens per sequence and step (the update window of truncated BPTT)")
+    average: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="last share of the steps whose weights are averaged: at the end their mean is evaluated and kept; "
+        "parameters alone, an EMA codebook stays as it is; null: the last weights",
+    )
     teacher: str | None = Field(
         None,
         description="RUN[@best|@last|@STEP] of the same tokenizer, looked for in run_dir first: its predictions are "
@@ -146,6 +153,16 @@ class TrainConfig(OptimizationConfig):
         ge=1,
         description="order: streams; the state is dropped after this many updates; null: at the corpus's end",
     )
+
+    @model_validator(mode="after")
+    def _average_fits(self) -> TrainConfig:
+        if self.average is not None and self.patience is not None:
+            raise ValueError(
+                f"average = {self.average}: with patience nobody knows which steps are the last; leave one out"
+            )
+        if self.average is not None and self.shard != "none":
+            raise ValueError(f"average = {self.average}: not with shard = {self.shard}, which cuts the weights up")
+        return self
 
 
 class EvalConfig(Settings):

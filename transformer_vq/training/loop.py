@@ -22,6 +22,7 @@ from transformer_vq.clock import spent
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
+from transformer_vq.training.average import Averages
 from transformer_vq.training.costs import PREFIX, Costs
 from transformer_vq.training.distributed import any_process, compare_replicas, crew, everyones, on_main, processes
 from transformer_vq.training.early_stop import Patience, check_patience
@@ -147,6 +148,8 @@ class Loop:
         shard, context = shard_of(config), context_of(config)
         self.step = Stepper(task, config.train, config.seed, accelerator, shard, lambda: signals.hurry, context)
         self.at = Position()
+        modules = {name: player.module for name, player in task.players.items()}
+        self.averages = Averages(modules, config.train.steps, getattr(config.train, "average", None))
         self.patience = Patience(config.train.patience)
         evaluations = config.train.steps // config.eval.every if config.eval.every else 0
         self.trackers = Trackers(accelerator, folder.path, config.train.trackers, evaluations)
@@ -164,9 +167,9 @@ class Loop:
         train, count = self.train, self.accelerator.num_processes
         if step:
             checkpoint = self.checkpoints.path(step)
-            optimizers = self.step.optimizers
+            optimizers, averages = self.step.optimizers, self.averages.by_name
             self.at = read_snapshot(
-                checkpoint, step, self.task, optimizers, train, planned, self.accelerator, self.step.layout
+                checkpoint, step, self.task, optimizers, train, planned, self.accelerator, self.step.layout, averages
             )
             anew = f"; the schedule began anew after {self.at.restarts[-1]}" if self.at.restarts else ""
             origin = {"goes on": f"after step {step}, from {checkpoint}{anew}"}
@@ -239,6 +242,7 @@ class Loop:
                     f"step {self.at.done}: {error}; stopped before the update. {self._last()}"
                 ) from error
             self.at.done, self.at.units = self.at.done + 1, self.at.units + units
+            self.averages.after(self.at.done)
             seconds, done = time.perf_counter() - began, self.at.done
             self.at.seconds += seconds
             if compiling:
@@ -281,9 +285,9 @@ class Loop:
         """Write a checkpoint of where the run is, unless there is one already."""
         with spent("checkpoint"):
             on_main(self.accelerator, self.folder.flush)
-            optimizers = self.step.optimizers
-            planned, layout = self.train.steps, self.step.layout
-            write_snapshot(self.checkpoints, self.at, planned, self.task, optimizers, self.accelerator, layout)
+            optimizers, averages = self.step.optimizers, self.averages.by_name
+            plan, layout = self.train.steps, self.step.layout
+            write_snapshot(self.checkpoints, self.at, plan, self.task, optimizers, self.accelerator, layout, averages)
 
     def _evaluate(self, split: str, final: bool) -> dict[str, Any]:
         """Evaluate a split and record it; by the first split's primary metric the best checkpoint is kept."""
@@ -331,7 +335,8 @@ class Loop:
 
     def _finish(self) -> dict[str, Any]:
         """Final evaluations, the summary, and what else the task writes."""
-        numbers = {split: self._evaluate(split, final=True) for split in self.task.splits}
+        with self.averages.in_place():
+            numbers = {split: self._evaluate(split, final=True) for split in self.task.splits}
         early = {"early_stop": self.patience.report()} if self.at.done < self.train.steps else {}
         modules = [player.module for player in self.task.players.values()]
         held = sum(local(p).numel() for module in modules for p in module.parameters())
@@ -345,6 +350,7 @@ class Loop:
             "checkpoint": str(self.checkpoints.path(self.at.done)),
             "steps": self.at.done,
             **early,
+            **self.averages.report(),
             self.task.unit: self.at.units,
             "seconds": self.at.seconds,
             f"{self.task.unit}_per_s": self.at.units / max(self.at.seconds, 1e-9),

@@ -2,9 +2,13 @@
 
 PLAYER.safetensors, PLAYER-optimizer.safetensors   of each player; where its parameters are cut over processes PLAYER/
                                                    and PLAYER-optimizer/, with a file of each process
+PLAYER-average.safetensors                         the mean of its weights so far, where some are averaged; at the end
+                                                   that stands in PLAYER.safetensors, for whoever uses the model, and
+PLAYER-training.safetensors                        the weights that training would go on from
 carried-RANK.safetensors                           what a process carries from step to step, where it does
-trainer.json                                       units and seconds so far, processes, and the plan: how many steps
-                                                   were planned, and after which a new warmup began (`restarts`)
+trainer.json                                       units and seconds so far, processes, over how many steps weights
+                                                   are averaged, and the plan: how many steps were planned, and after
+                                                   which a new warmup began (`restarts`)
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch import Tensor
 from transformer_vq.config import ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError, in_units, read_text, write_text
+from transformer_vq.training.average import Average
 from transformer_vq.training.checkpoints import (
     TRAINER,
     Checkpoints,
@@ -60,6 +65,7 @@ def write_snapshot(
     optimizers: Mapping[str, Optimizers],
     accelerator: Accelerator,
     layout: Layout,
+    averages: Mapping[str, Average],
 ) -> None:
     """Make a checkpoint of step `at.done`, unless there is one.  Raises WriteError, and leaves the others alone."""
     step, carried, count = at.done, task.carried(), accelerator.num_processes
@@ -71,6 +77,7 @@ def write_snapshot(
     parted: set[str] = set()
     for name, own in optimizers.items():
         tensors |= {name: task.players[name].module.state_dict(), f"{name}-optimizer": own.state()}
+        tensors |= _averaged(name, tensors[name], averages.get(name), final=step == planned)
         parted |= {name, f"{name}-optimizer"} if is_sharded(task.players[name].module) else set()
     mine = carried if carries else {}
     rows = [[(r.start, r.stop) for r in slots] for slots in everyones(layout.slots, accelerator)]
@@ -81,6 +88,7 @@ def write_snapshot(
         for name in tensors.keys() - parted:
             save_tensors(tensors[name], temporary / f"{name}.safetensors")
         run = {"units": at.units, "seconds": at.seconds, "processes": count, "carries": carries}
+        run |= {"averaged": {name: average.count for name, average in averages.items()}} if averages else {}
         cut = {"rows": rows, "context": layout.context} if carries else {}
         save_json({**run, **cut, "planned": planned, "restarts": at.restarts}, temporary / TRAINER)
 
@@ -106,16 +114,23 @@ def read_snapshot(
     planned_before: int,
     accelerator: Accelerator,
     layout: Layout,
+    averages: Mapping[str, Average],
 ) -> Position:
     """Put a checkpoint back into players, optimizers and task.
 
-    planned_before: the run's own `train.steps` until now, for a checkpoint that does not say what was planned.
+    planned_before: the run's own `train.steps` until now, for a checkpoint that does not say what was planned. A mean
+    of weights is taken up where as many steps are planned now; else other steps are the last ones, and it begins anew.
     The checkpoint has been verified. Raises ConfigError when what it carries cannot be dealt to these processes.
     """
     values = load_json(checkpoint / TRAINER)
     carried = _carried(checkpoint, values, layout, accelerator) if values["carries"] else None
     for name, own in optimizers.items():
         module, weights = task.players[name].module, load_tensors(checkpoint / f"{name}.safetensors")
+        kept, mean = checkpoint / f"{name}-training.safetensors", checkpoint / f"{name}-average.safetensors"
+        if name in averages and train.steps == values.get("planned") and (kept.is_file() or mean.is_file()):
+            averages[name].load(weights if kept.is_file() else load_tensors(mean), values["averaged"][name])
+        if kept.is_file():
+            weights |= load_tensors(kept)
         load_whole(module, weights) if is_sharded(module) else module.load_state_dict(weights)
         own.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors"))
     if carried is not None:
@@ -125,6 +140,17 @@ def read_snapshot(
     if train.steps > planned and train.extend == "restart":
         restarts = (*restarts, planned)
     return Position(step, values["units"], values["seconds"], restarts)
+
+
+def _averaged(
+    name: str, state: Mapping[str, Tensor], average: Average | None, final: bool
+) -> dict[str, Mapping[str, Tensor]]:
+    """What a checkpoint holds for a mean of weights, by file: see the top. state: the player's own."""
+    if average is None or not average.count:
+        return {}
+    if not final:
+        return {f"{name}-average": average.mean}
+    return {name: {**state, **average.mean}, f"{name}-training": {key: state[key] for key in average.mean}}
 
 
 def _carried(
