@@ -231,7 +231,8 @@ def _splits(axes: Axes, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None
     finite = finite[np.isfinite(finite)]
     if len(finite) > 20:  # the first steps from a random model would squeeze everything that follows
         low, high = finite.min(), np.quantile(finite, 0.98)
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        if high > low:
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.legend(frameon=False, fontsize=9)
 
 
