@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from transformer_vq.config import ConfigError
+from transformer_vq.evaluation.pieces import Piecewise, write_pieces
 from transformer_vq.evaluation.plots import shown
 from transformer_vq.studies.folder import write_status
 from transformer_vq.studies.markdown import Verbatim, clean, escape
@@ -53,6 +54,29 @@ def test_comparisons_are_paired_by_seed(write_toy):
     assert primary.difference.sd < 0.03 < results.interval("ste", "bits_per_byte").sd + 0.03
     assert primary.p_corrected == primary.difference.p < 1e-3 and primary.equivalent is False
     assert other.p_corrected == other.difference.p  # the only exploratory one
+
+
+def test_runs_that_kept_their_pieces_get_an_interval_over_those_too(write_toy):
+    study = load_and_run(write_toy("ste", "rotation", "scale", seeds=[0, 1, 2], **PRIMARY))
+    assert "pieces" not in write_report(study)[1].read_text()
+    weight, draw = np.full(40, 10.0), np.random.default_rng(0)
+    for run in study.final_runs({}):
+        if run.arm != "scale" or run.seed:  # one that is of an older version
+            value = json.loads((run.folder / "summary.json").read_text())["test"]["bits_per_byte"]
+            noise = draw.normal(0, 0.2, 40)
+            pieces = {"bits_per_byte": Piecewise((value + noise - noise.mean()) * weight, weight)}
+            write_pieces(run.folder, {"test": pieces})
+    first, second = collect(study).comparisons
+    assert second.look is None and first.look.mean == pytest.approx(first.difference.mean)
+    assert first.look.high - first.look.low > first.difference.high - first.difference.low
+    html_page, markdown = (path.read_text() for path in write_report(study)[:2])
+    assert "over seeds and pieces" in markdown and "over seeds<br>and pieces" in html_page
+    assert (
+        "the chance of the 40 pieces of the test split" in markdown and "the 40 pieces of the test split" in html_page
+    )
+    rows = [line.count("|") for line in markdown.splitlines() if line.startswith("|") and "rotation" in line]
+    heading = next(line for line in markdown.splitlines() if "over seeds and pieces" in line and line.startswith("|"))
+    assert rows[0] == heading.count("|")
 
 
 def test_holm_covers_all_metrics_and_arms_but_the_primary(write_toy):

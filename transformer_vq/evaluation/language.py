@@ -100,7 +100,9 @@ class Reading:
         max_tokens: int | None,
         reset_documents: bool,
         recurrence: int | None,
+        keep: bool = False,
     ) -> None:
+        """keep: `nats` are wanted, of every target."""
         for name, value in (("context", context), ("batch_size", batch_size), ("max_tokens", max_tokens)):
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} = {value}: must be at least 1")
@@ -112,6 +114,9 @@ class Reading:
             raise ValueError(f"a split of {len(split)} tokens has nothing to predict; at least 2 are needed")
         self.model, self.split, self.context = model, split, context
         self.reset, self.recurrence = reset_documents, recurrence
+        self.keeps = keep or recurrence is not None
+        self.nats: NDArray[np.float64] | None = None
+        """(N - 1): of every target in the order of the split, once scored, where they are kept."""
         self.courses = self._courses(batch_size)
         self.health = SplitHealth(model)
         self.state: ModelState | None = None
@@ -142,7 +147,7 @@ class Reading:
         losses = losses.cpu().double()
         scored = int((batch.labels != IGNORED).sum())
         self.found[course, call] = losses.sum().item(), scored
-        if self.recurrence is not None:
+        if self.keeps:
             self.by_target[course, call] = losses[batch.labels.flatten() != IGNORED].numpy()
         return scored
 
@@ -152,11 +157,12 @@ class Reading:
         found, split = crew.together(self.found).values(), self.split
         nats, scored = sum(nats for nats, _ in found), sum(count for _, count in found)
         scores = {"context": self.context, **_scores(nats, scored, split), **self.health.shared(crew).summary()}
-        if self.recurrence is not None:
-            by_target = np.concatenate(list(crew.together(self.by_target).values()))
+        if self.keeps:
+            self.nats = np.concatenate(list(crew.together(self.by_target).values()))
+        if self.recurrence is not None and self.nats is not None:
             distance = last_seen(split.tokens, self.recurrence, split.documents if self.reset else None)
             covered = None if split.bytes is None else split.covered(1, len(split))
-            scores |= scores_by_recurrence(by_target, distance, covered, self.model.config.window)
+            scores |= scores_by_recurrence(self.nats, distance, covered, self.model.config.window)
         return scores
 
 

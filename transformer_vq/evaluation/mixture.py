@@ -9,9 +9,13 @@ has numbers where every source has such targets.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from transformer_vq.data import Mixture
+import numpy as np
+from numpy.typing import NDArray
+
+from transformer_vq.data import Mixture, TokenFile
 from transformer_vq.evaluation.crew import ALONE, Crew, Progress
 from transformer_vq.evaluation.language import Context, Reading, read_together
 from transformer_vq.evaluation.recurrence import PREFIX
@@ -19,6 +23,7 @@ from transformer_vq.models import TransformerVQ
 
 OF_A_SOURCE = ("loss", "bits_per_token", "bits_per_byte", "perplexity", "word_perplexity", "tokens", "bytes")
 SUMS = ("tokens", "bytes")
+Keep = Callable[[NDArray[np.float64], TokenFile], object]
 
 
 def evaluate_sources(
@@ -33,17 +38,22 @@ def evaluate_sources(
     recurrence: int | None = None,
     progress: Progress | None = None,
     crew: Crew = ALONE,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """`evaluate` on every source's split, of which `max_tokens` are scored each; on one alone, just that.
 
     crew: the processes that do this together; texts with full context go to a process each.
+    keep: with one source alone, is given the nats of all of its targets, and the text that they are of.
     """
     readings = {
-        name: Reading(model, file, context, batch_size, max_tokens, reset_documents, recurrence)
+        name: Reading(model, file, context, batch_size, max_tokens, reset_documents, recurrence, keep is not None)
         for name, file in mixture.files(split).items()
     }
     found = dict(zip(readings, read_together(model, list(readings.values()), crew, progress), strict=True))
     if mixture.alone is not None:
+        reading = readings[""]
+        if keep is not None and reading.nats is not None:
+            keep(reading.nats, reading.split)
         return found[""]
     shares = mixture.shares
     first, *others = found.values()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from transformer_vq.evaluation.pieces import read_pieces
 from transformer_vq.evaluation.plots import read_metrics
 from transformer_vq.studies.design import label, short_names
 from transformer_vq.studies.folder import read_status
@@ -17,6 +18,7 @@ from transformer_vq.studies.gate import Verdict, judge
 from transformer_vq.studies.markdown import clean
 from transformer_vq.studies.outcomes import choose, flat, metric_of, read_summary, state_of
 from transformer_vq.studies.plan import Run, Study
+from transformer_vq.studies.second_look import SecondLook, second_look
 from transformer_vq.studies.statistics import (
     Interval,
     Paired,
@@ -49,6 +51,8 @@ class Comparison:
     """Seeds of the plan that make no pair, because a run diverged, failed or is not there yet."""
     same_runs: bool
     """Both arms are the same configuration."""
+    look: SecondLook | None = None
+    """Over pieces of the split too, of the same pairs; None where runs did not keep them."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +136,22 @@ def _compare(study: Study, final: list[Run]) -> list[Comparison]:
                     seeds_needed=seeds_needed(difference.sd, delta) if delta and main and difference.n > 1 else None,
                     missing=seeds - len(both),
                     same_runs=bool(digests[arm]) and digests[arm] == digests[reference],
+                    look=_second_look(study, final, metric, (arm, reference), both),
                 )
             )
     exploratory = [c for c in found if not c.primary and not c.same_runs]
     corrected = dict(zip(map(id, exploratory), holm([c.difference.p for c in exploratory]), strict=True))
     return [replace(c, p_corrected=corrected.get(id(c), c.p_corrected)) for c in found]
+
+
+def _second_look(
+    study: Study, final: list[Run], metric: str, pair: tuple[str, str], seeds: Sequence[int]
+) -> SecondLook | None:
+    """Of these seeds' pairs; None unless every run has kept its pieces of that metric."""
+    folders = {(run.arm, run.seed): run.folder for run in final}
+    kept = [[read_pieces(folders[arm, seed], study.settings.split).get(metric) for seed in seeds] for arm in pair]
+    arm, reference = ([piecewise for piecewise in runs if piecewise is not None] for runs in kept)
+    return second_look(arm, reference) if len(arm) == len(reference) == len(seeds) else None
 
 
 def row_names(results: Results, rows: Sequence[Comparison]) -> tuple[list[str], str]:

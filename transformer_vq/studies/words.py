@@ -50,6 +50,7 @@ def describe(results: Results) -> dict[str, Any]:
         "delta": settings.equivalence,
         "arms": [_arm(results, arm) for arm in results.arms],
         "differences": {metric: _differences(results, metric) for metric in settings.metrics},
+        "pieces": _pieces(results),
         "same": [(c.arm, c.reference) for c in results.compared(settings.main_metric) if c.same_runs],
         "primary": results.primary is not None,
         "exploratory": sum(not c.primary and not c.same_runs for c in results.comparisons),
@@ -101,6 +102,11 @@ def _primary_verdict(results: Results) -> list[str]:
         sentences.append(f"{c.arm} is {'better' if good else 'worse'} than {c.reference}.")
     else:
         sentences.append("No difference was resolved.")
+    if c.look is not None:
+        low, high = signed(c.look.low, digits), signed(c.look.high, digits)
+        sentences.append(
+            f"With the chance of the {c.look.pieces} pieces of the {settings.split} split: {low} to {high}."
+        )
     if d.sd == 0:
         sentences.append("The pairs do not spread, but for rounding: there is no noise to test against.")
     else:
@@ -215,6 +221,7 @@ def _differences(results: Results, metric: str) -> dict[str, Any]:
     return {
         "what": what,
         "picture": picture_name(metric),
+        "pieces": max((c.look.pieces for c in rows if c.look is not None), default=None),
         "rows": [_comparison(c, name) for c, name in zip(rows, names, strict=True)],
     }
 
@@ -227,6 +234,7 @@ def _comparison(c: Comparison, name: str) -> dict[str, Any]:
         "primary": c.primary,
         "difference": signed(d.mean, digits) if d.n else "-",
         "interval": f"{signed(d.low, digits)} to {signed(d.high, digits)}" if d.n > 1 else "-",
+        "look": "-" if c.look is None else f"{signed(c.look.low, digits)} to {signed(c.look.high, digits)}",
         "p": p_text(d.p).removeprefix("p ").removeprefix("= "),
         "corrected": "primary" if c.primary else p_text(c.p_corrected).removeprefix("p ").removeprefix("= "),
         "resolved": d.n > 1 and c.p_corrected < SIGNIFICANT,
@@ -235,6 +243,19 @@ def _comparison(c: Comparison, name: str) -> dict[str, Any]:
         "needed": "-" if c.seeds_needed is None else f"{c.seeds_needed:,}",
         "pairs": f"{d.n}/{d.n + c.missing}",
     }
+
+
+def _pieces(results: Results) -> str | None:
+    """What the second interval is; None where no comparison has one."""
+    counts = sorted({c.look.pieces for c in results.comparisons if c.look is not None})
+    if not counts:
+        return None
+    how_many = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1])))
+    return (
+        f"Over seeds and pieces: by bootstrap, the {how_many} pieces of the {results.study.settings.split} split "
+        "(documents, windows of text, or examples) being a sample too. The t interval speaks for other seeds on the "
+        "same pieces, this one for other seeds on other pieces of the same kind."
+    )
 
 
 def picture_name(metric: str) -> str:

@@ -14,13 +14,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, load_config
 from transformer_vq.data import (
     Batch,
+    TokenFile,
     check_sources,
     load_tokenizer,
     mixed_batch,
@@ -28,6 +31,7 @@ from transformer_vq.data import (
     stream_batch,
 )
 from transformer_vq.data.tokenizers import FILE, Tokenizer
+from transformer_vq.evaluation.pieces import MOST_TARGETS, Pieces, pieces_of_text, write_pieces
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.attention import VQAttention
 from transformer_vq.models.describe import TRAINING, attention_backend, describe
@@ -85,6 +89,7 @@ class LanguageTask(Task):
         self.described = describe(self.model.config, config.train.seq_len)
         self.flops_per_unit = TRAINING * self.described["flops_per_token"]
         self.teacher = self._teacher()
+        self.pieces: dict[str, Pieces] = {}  # by split
         self.states: dict[int, ModelState] = {}  # by micro-batch, with streams
         self.states_before: dict[int, ModelState] = {}
 
@@ -210,10 +215,18 @@ class LanguageTask(Task):
         return {"loss_lm": losses["lm"], "bits_per_byte": bits / self.mixture.bytes_per_token(TRAIN)}
 
     def evaluate(self, split: str, final: bool) -> dict[str, Any]:
-        """See `transformer_vq.evaluation.evaluate`; during training at most `eval.max_tokens`."""
+        """See `transformer_vq.evaluation.evaluate`; during training at most `eval.max_tokens`.
+
+        At the end the losses of its pieces are kept, for comparisons with other runs.
+        """
         from transformer_vq.evaluation import default_context, evaluate_sources
 
         settings = self.config.eval
+        short = all(len(file) <= MOST_TARGETS for file in self.mixture.files(split).values())
+
+        def keep(nats: NDArray[np.float64], read: TokenFile) -> None:
+            self.pieces[split] = pieces_of_text(nats, read, self.config.train.seq_len)
+
         return evaluate_sources(
             self.model,
             self.mixture,
@@ -225,6 +238,7 @@ class LanguageTask(Task):
             recurrence=settings.recurrence,
             progress=self.check_stop,
             crew=self.crew,
+            keep=keep if final and short else None,
         )
 
     def quantizers(self) -> dict[str, Quantizer]:
@@ -270,9 +284,10 @@ class LanguageTask(Task):
         return take_weights(self.model, weights, ours, theirs, run, fresh, self.mixture.tokenizer)
 
     def finish(self, folder: Path) -> None:
-        """Pictures of the run."""
+        """Pictures of the run, and what it scored on each piece."""
         from transformer_vq.evaluation.plots import write_plots
 
+        write_pieces(folder, self.pieces)
         write_plots(folder)
 
     def check_resumes(self, folder: Path) -> None:

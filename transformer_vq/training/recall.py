@@ -30,6 +30,7 @@ from transformer_vq.data import prepare, repeat
 from transformer_vq.data.recall import IGNORED, Examples, make_examples
 from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
+from transformer_vq.evaluation.pieces import Pieces, pieces_of_rows, write_pieces
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.describe import TRAINING, describe
 from transformer_vq.models.names import check_names
@@ -62,6 +63,7 @@ class RecallTask(Task):
                 self._examples(1, split, length=length)  # what is wrong with a text is heard of now
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
+        self.pieces: dict[str, Pieces] = {}  # by split
 
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
         """New sequences; each row has a generator of its own, so that rows do not depend on how they are split."""
@@ -103,16 +105,19 @@ class RecallTask(Task):
         with evaluating(self.model, self.crew.in_step):
             trained_on = self.config.train.seq_len
             health = SplitHealth(self.model)
-            numbers = self._score(self._examples(self.config.recall.examples, split, *_seed(split)), health)
+            examples = self._examples(self.config.recall.examples, split, *_seed(split))
+            numbers, pieces = self._score(examples, health)
             found = health.shared(self.crew).summary()
             for length in self.config.recall.eval_lengths if final else ():
                 seed = _seed(split) if length == trained_on else (*_seed(split), length)
-                scored = self._score(self._examples(self.config.recall.examples, split, *seed, length=length))
+                scored, _ = self._score(self._examples(self.config.recall.examples, split, *seed, length=length))
                 numbers |= {f"length{length}/{key}": value for key, value in scored.items()}
+        if final:
+            self.pieces[split] = pieces
         return {**numbers, **found}
 
-    def _score(self, examples: Examples, health: SplitHealth | None = None) -> dict[str, Any]:
-        """What the model answers to all of the examples."""
+    def _score(self, examples: Examples, health: SplitHealth | None = None) -> tuple[dict[str, Any], Pieces]:
+        """What the model answers to all of the examples, and to each."""
         size, asked = self.config.eval.batch_size, examples.distance > 0
         found: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}  # by batch
 
@@ -130,20 +135,15 @@ class RecallTask(Task):
         idle = partial(call_on_nothing, self.model, self.device)
         self.crew.work([1] * -(-count // size), do, idle, count, self.check_stop)
         nats, right = (np.concatenate(parts) for parts in zip(*self.crew.together(found).values(), strict=True))
-        far = examples.distance[asked]
-        place = far if self.config.recall.task == "needle" else 2 ** np.floor(np.log2(far)).astype(np.int64)
-        numbers = {"accuracy": right[asked], "bits": nats[asked] / math.log(2)}
-        total = {"loss": float(nats[asked].mean()), "questions": int(asked.sum())}
-        total |= {name: float(values.mean()) for name, values in numbers.items()}
-        others = ~asked & (examples.labels != IGNORED)
-        if others.any():
-            total["other_bits"] = float(nats[others].mean()) / math.log(2)
-        by_distance = {
-            f"distance{n}/{name}": float(values[place == n].mean())
-            for n in np.unique(place)
-            for name, values in numbers.items()
-        }
-        return {**total, **by_distance}
+        far = examples.distance if self.config.recall.task == "needle" else _power_of_two(examples.distance)
+        bits, others = nats / math.log(2), ~asked & (examples.labels != IGNORED)
+        measured = {"loss": (nats, asked), "accuracy": (right, asked), "bits": (bits, asked)}
+        measured |= {"other_bits": (bits, others)} if others.any() else {}
+        for n in np.unique(far[asked]):
+            at = asked & (far == n)
+            measured |= {f"distance{n}/accuracy": (right, at), f"distance{n}/bits": (bits, at)}
+        numbers = {name: float(values[counts].mean()) for name, (values, counts) in measured.items()}
+        return {**numbers, "questions": int(asked.sum())}, pieces_of_rows(measured)
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
         """As `take_weights` does it."""
@@ -166,6 +166,10 @@ class RecallTask(Task):
         if self.corpus is not None:
             self.corpus.tokenizer.save(folder)
 
+    def finish(self, folder: Path) -> None:
+        """What each example was answered."""
+        write_pieces(folder, self.pieces)
+
     def _examples(self, rows: int, split: str, *seed: int, length: int | None = None) -> Examples:
         recall, length, draw = self.config.recall, length or self.config.train.seq_len, np.random.default_rng(seed)
         if self.corpus is None:
@@ -175,6 +179,11 @@ class RecallTask(Task):
 
 def _seed(split: str) -> tuple[int, int]:
     return EXAMPLES_SEED, SPLITS[split]
+
+
+def _power_of_two(distance: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The largest that is not above; 1 for 0."""
+    return 2 ** np.floor(np.log2(np.maximum(distance, 1))).astype(np.int64)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ config.yaml      the resolved config, written first
 metrics.jsonl    one JSON object a record
 checkpoints/     see checkpoints.py
 plots/           pictures
+pieces/          what each document, window or example of a split was scored; see evaluation/pieces.py
 trackers/        what TensorBoard and the like write
 summary.json     the final numbers; a run that has it is finished
 """
@@ -28,7 +29,17 @@ from transformer_vq.files import WriteError, lock, read_text, write_text, writin
 from transformer_vq.training.checkpoints import TRAINER, Checkpoints
 
 KEPT = "reference-rest.msgpack"  # what a converted model had beside its parameters; see convert/
-OURS = ("summary.json", "checkpoints", "metrics.jsonl", "plots", "trackers", "tokenizer.json", KEPT, "config.yaml")
+OURS = (
+    "summary.json",
+    "checkpoints",
+    "metrics.jsonl",
+    "plots",
+    "pieces",
+    "trackers",
+    "tokenizer.json",
+    KEPT,
+    "config.yaml",
+)
 
 
 class RunFolder:
