@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from tiny_run import tiny_run
 
 from transformer_vq.config import save_config
+from transformer_vq.training import run
 from transformer_vq.training.run_folder import RunFolder
 
 LAUNCH = Path(__file__).parents[1] / "scripts" / "launch"
@@ -101,3 +103,35 @@ def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path):
     assert again.returncode == 0
     assert (folder.summary() or {})["steps"] == 80 and (folder.summary() or {})["processes"] == 2
     assert (tmp_path / "scontrol").read_text(encoding="utf-8") == "requeue 7\n", "not once more"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_machine_fewer_goes_on_from_the_last_checkpoint(tmp_path):
+    """Two machines, which are two agents of one process here; one is killed, the other goes on alone: the same run."""
+    settings = {"train__steps": 120, "train__precision": "fp64", "checkpoint__every": 5, "train__micro_batch": 1}
+    save_config(tiny_run(tmp_path, **settings), tmp_path / "config.yaml")
+    straight = tiny_run(tmp_path, "straight", **settings)
+    run(straight, quiet=True)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= {"MACHINES": "1:2", "PROCESSES": "1", "HOST": "localhost", "PORT": "29714"}
+    command = ["bash", str(LAUNCH / "elastic.sh"), str(tmp_path / "config.yaml")]
+    folder, agents = RunFolder(tmp_path / "run"), []
+    try:
+        for _ in range(2):
+            agents.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            time.sleep(8)  # the first one keeps the rendezvous
+        while (folder.checkpoints.last() or 0) < 10:
+            assert agents[0].poll() is None
+            time.sleep(0.05)
+        for child in psutil.Process(agents[1].pid).children(recursive=True):
+            child.kill()
+        agents[1].kill()
+        assert agents[0].wait(timeout=400) == 0
+    finally:
+        for agent in agents:
+            agent.terminate()
+            agent.wait()
+    got, want = folder.summary() or {}, RunFolder(tmp_path / "straight").summary() or {}
+    assert (got["processes"], got["steps"]) == (1, 120)
+    assert got["test"]["bits_per_byte"] == pytest.approx(want["test"]["bits_per_byte"], rel=1e-8)

@@ -1,9 +1,9 @@
-"""What time goes into: whoever waits, reads or writes says so, and a clock that runs in this thread adds it up.
+"""What a thread is at and what its time goes into: whoever waits, reads or writes says so, where a clock runs.
 
     with spent("evaluation"): ...
 
-Without a clock that costs next to nothing. Parts do not overlap: what is spent inside of another part belongs to that
-one, so the processes' talk during an evaluation is evaluation. Standard library alone.
+Without a clock that costs next to nothing. Parts that are added up do not overlap: what is spent inside of another part
+belongs to that one, so the processes' talk during an evaluation is evaluation. Standard library alone.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ _running: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
 
 class Clock:
-    """Seconds by part since `lap` was last called; parts that it was not made with are left out."""
+    """Seconds by part since `lap` was last called; parts that it was not made with are not added up."""
 
     def __init__(self, parts: Iterable[str]) -> None:
         self.parts = tuple(parts)
-        self.busy = False
+        self.within: tuple[str, ...] = ()
+        """Parts that the thread is in, the outermost first."""
+        self.beats = 0
+        """Grows as long as the thread gets on."""
         self.lap()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """`spent` in here, and in this thread, is added up."""
+        """What this thread says in here is heard."""
         token = _running.set(self)
         try:
             yield
         finally:
             _running.reset(token)
+
+    def beat(self) -> None:
+        """The thread gets on."""
+        self.beats += 1
 
     def add(self, part: str, seconds: float) -> None:
         """Add to a part."""
@@ -60,12 +67,16 @@ def count(part: str, seconds: float) -> None:
 def spent(part: str) -> Iterator[None]:
     """What happens in here takes time for `part`."""
     clock = _running.get()
-    if clock is None or clock.busy or part not in clock.seconds:
+    if clock is None:
         yield
         return
-    clock.busy, began = True, time.perf_counter()
+    outside, began = clock.within, time.perf_counter()
+    clock.within = (*outside, part)
+    clock.beat()
     try:
         yield
     finally:
-        clock.busy = False
-        clock.add(part, time.perf_counter() - began)
+        clock.within = outside
+        clock.beat()
+        if not any(other in clock.seconds for other in outside):
+            clock.add(part, time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from helpers import assert_same
 from tiny_run import tiny_run
 
+from transformer_vq.config import ConfigError
 from transformer_vq.training import run
 from transformer_vq.training.checkpoints import load_tensors
 from transformer_vq.training.distributed import asked_for, checksum
@@ -195,6 +197,19 @@ def test_what_the_launcher_was_asked_for(monkeypatch):
     assert asked_for() == 1
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert asked_for() == 3
+
+
+def test_a_port_in_use_is_one_line(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        with monkeypatch.context() as patched:
+            for name, value in {**place, "MASTER_PORT": str(port)}.items():
+                patched.setenv(name, value)
+            with pytest.raises(ConfigError, match=f"^MASTER_PORT = {port}: something else on this machine"):
+                run(tiny_run(tmp_path), quiet=True)
+    assert not (tmp_path / "run").exists()
+    assert run(tiny_run(tmp_path), quiet=True)["processes"] == 1, "nothing is left behind"
 
 
 @pytest.mark.distributed

@@ -110,6 +110,12 @@ class OptimizationConfig(Settings):
     precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16: autocast; parameters stay fp32")
     compile: bool = Field(False, description="torch.compile the whole model: once, in the first step")
     log_every: int = Field(10, ge=1, description="steps between training records")
+    timeout: float | None = Field(
+        600.0,
+        gt=0,
+        description="seconds that a process may keep the others waiting, or a checkpoint may take, before the run ends "
+        "and says which it was; compiling included; null: for ever",
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="beside metrics.jsonl, which is always written"
     )

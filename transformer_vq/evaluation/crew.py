@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from transformer_vq.clock import spent
+
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -88,7 +90,8 @@ class Crew:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with spent("communication"):
+            dist.all_gather_object(values, value)
         return values
 
     def together(self, found: Mapping[K, T]) -> dict[K, T]:
@@ -103,7 +106,8 @@ class Crew:
                 raise error
             return count
         told = torch.tensor([int(error is not None), count], device=self.device)
-        dist.all_reduce(told)
+        with spent("communication"):
+            dist.all_reduce(told)
         if told[0]:
             raise next(found for found in self.everyones(error) if found is not None)
         return int(told[1])

@@ -113,6 +113,10 @@ class ImageTask(Task):
         }
         write_text(folder / "data.json", json.dumps(about, indent=1))
 
+    def fingerprint(self) -> dict[str, str]:
+        """Of the pictures."""
+        return {"pictures": self.corpus.sha256}
+
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
         """Rows of the train split, augmented, uint8 on the device."""
         data, settings = self.config.data, self.config.train

@@ -102,11 +102,11 @@ def steps_for_tokens(settings: Any, tokens: int) -> int:
 
 def flops_per_step(settings: Any) -> float:
     """Training FLOPs of an optimizer step: three times the forward pass (`models/describe.py` says what is counted)."""
-    from transformer_vq.models.describe import describe
+    from transformer_vq.models.describe import TRAINING, describe
 
     tokens = _tokens_per_step(settings)
     forward = describe(_with_vocabulary(settings), settings.train.seq_len)["flops_per_token"]
-    return 3.0 * float(forward) * tokens
+    return TRAINING * float(forward) * tokens
 
 
 def property_of(name: str, settings: Any) -> float | None:

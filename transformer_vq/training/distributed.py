@@ -34,7 +34,7 @@ from transformer_vq.evaluation.crew import Crew
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # so long a process waits in one exchange with the others before the run ends
+FOR_EVER = timedelta(days=365)
 LOOK = 0.05  # seconds between two looks whether the main process is done with what may take hours
 
 
@@ -43,23 +43,30 @@ class ProcessesDiffer(RuntimeError):
 
 
 @contextmanager
-def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
+def processes(trackers: Sequence[str], folder: Path, timeout: float | None = 600.0) -> Iterator[Accelerator]:
     """An `Accelerator` for one run. Nothing but the launcher's process group is left behind, for the next run to use.
 
-    Raises ConfigError when the number of processes is not what the launcher was asked for.
+    timeout: seconds after which `watch.py` ends a run; an exchange gives up at the latest a little after that.
+    Raises ConfigError when there are not as many processes as the launcher was asked for, or they do not find together.
     """
     had_group, had_state = dist.is_initialized(), PartialState._shared_state != {}
     asked = asked_for()
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",  # autocast is the loop's: Accelerate's casts every output, nested states too, to fp32
-        log_with=list(trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=TIMEOUT),
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-        ],
-    )
+    patience = FOR_EVER if timeout is None else timedelta(seconds=2 * timeout + 60)
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",  # autocast is the loop's: Accelerate's casts every output, nested states too, to fp32
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=patience),
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
+        )
+    except dist.DistError as error:
+        if not had_state:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        raise ConfigError(_not_together(error)) from None
     try:
         if accelerator.num_processes != asked:
             raise ConfigError(
@@ -73,6 +80,14 @@ def processes(trackers: Sequence[str], folder: Path) -> Iterator[Accelerator]:
         if not had_state:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+
+
+def _not_together(error: dist.DistError) -> str:
+    host, port = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if "EADDRINUSE" in str(error):
+        return f"MASTER_PORT = {port}: something else on this machine listens there; choose another port"
+    reason = str(error).partition("\n")[0]
+    return f"MASTER_ADDR = {host}, MASTER_PORT = {port}: the processes do not find together there: {reason}"
 
 
 def _leave_group() -> None:

@@ -127,6 +127,11 @@ class LanguageTask(Task):
             **({"warning": short} if short else {}),
         }
 
+    def fingerprint(self) -> dict[str, str]:
+        """Of text and tokenizer."""
+        texts = {name or "text": corpus.sha256 for name, corpus in self.mixture.sources.items()}
+        return {**texts, "tokenizer": self.mixture.tokenizer.sha256}
+
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
         """Rows of the train split, or this process's pieces of them, on the device."""
         whole = self._read(step, rows)

@@ -22,9 +22,18 @@ from transformer_vq.clock import spent
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
+from transformer_vq.training.agreement import check_agreement, code
 from transformer_vq.training.average import Averages
 from transformer_vq.training.costs import PREFIX, Costs
-from transformer_vq.training.distributed import any_process, compare_replicas, crew, everyones, on_main, processes
+from transformer_vq.training.distributed import (
+    any_process,
+    compare_replicas,
+    crew,
+    everyones,
+    on_main,
+    processes,
+    together,
+)
 from transformer_vq.training.early_stop import Patience, check_patience
 from transformer_vq.training.origin import warm_start
 from transformer_vq.training.progress import Progress
@@ -35,6 +44,7 @@ from transformer_vq.training.snapshot import Position, read_imported, read_snaps
 from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
 from transformer_vq.training.task import EvaluationStopped, Task
 from transformer_vq.training.trackers import Trackers, check_trackers
+from transformer_vq.training.watch import Watch
 
 COMPILING = "in the first step, which takes a minute or more; evaluations stay as they are"
 COMPARE_EVERY = 100  # steps between comparisons of parameters and codebooks across processes
@@ -97,10 +107,13 @@ def train(
     check_settings(config)
     with (
         signals.heard(),
-        processes(settings.trackers, Path(config.run_dir)) as accelerator,
+        processes(settings.trackers, Path(config.run_dir), settings.timeout) as accelerator,
         _kept_random_state(accelerator.device),
     ):
         context = context_of(config)
+        flags = {"--resume": resume, "--overwrite": overwrite}
+        if accelerator.num_processes > 1:
+            check_agreement(accelerator, {**config.model_dump(mode="json"), **flags, "code": code()})
         rows_over = accelerator.num_processes // context
         if settings.batch_size < rows_over:
             shared = f" over train.context_parallel = {context}" if context > 1 else ""
@@ -117,7 +130,10 @@ def train(
                 why = f", stopped early at step {early['step']}" if early else ""
                 progress.say(f"{folder.path} holds a finished run of this config{why}; --overwrite to run it again")
                 return finished
-            task = make_task(accelerator)
+            made: list[Task] = []
+            together(accelerator, lambda: made.append(make_task(accelerator)))
+            task = made[0]
+            check_agreement(accelerator, {"data": task.fingerprint()})
             new = overwrite or on_main(accelerator, folder.checkpoints.last) is None
             if not new:
                 on_main(accelerator, lambda: task.check_resumes(folder.path))
@@ -156,8 +172,21 @@ class Loop:
         unseen = self.step.sharded or (context > 1 and accelerator.device.type == "cuda")
         reader = self.step.reader
         self.costs = Costs(task.unit, task.flops_per_unit, config.train, accelerator, reader, unseen)
-        task.stop_asked = lambda: signals.stop
+        self.watch = Watch(
+            self.costs.clock,
+            lambda: self.at.done,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.train.timeout,
+            f" The same command with --resume goes on from the last checkpoint in {folder.path}",
+        )
+        task.stop_asked = self._evaluation_stop_asked
         task.crew = crew(accelerator, self.step.sharded)
+
+    def _evaluation_stop_asked(self) -> bool:
+        """Asked between two batches of an evaluation."""
+        self.costs.clock.beat()
+        return self.signals.stop
 
     def start(self, step: int, planned: int, origin: Mapping[str, str]) -> None:
         """Take everything from the checkpoint of `step`, 0: start anew; then say what is about to happen.
@@ -203,7 +232,7 @@ class Loop:
         self.trackers.start(self.config.model_dump(mode="json"), self.at.done)
         self.progress.begin(self.at.done)
         try:
-            with self.signals.stoppable(), self.costs.clock.running():
+            with self.signals.stoppable(), self.costs.clock.running(), self.watch.watching():
                 self.costs.clock.lap()
                 return self._to_the_end()
         except WriteError as error:

@@ -65,6 +65,10 @@ class RecallTask(Task):
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
         self.pieces: dict[str, Pieces] = {}  # by split
 
+    def fingerprint(self) -> dict[str, str]:
+        """Of text and tokenizer, where there is one."""
+        return {} if self.corpus is None else {"text": self.corpus.sha256, "tokenizer": self.corpus.tokenizer.sha256}
+
     def batch(self, step: int, rows: range, slot: int) -> MicroBatch:
         """New sequences; each row has a generator of its own, so that rows do not depend on how they are split."""
         parts = [self._examples(1, TRAIN, self.config.seed, 0, step, row) for row in rows]

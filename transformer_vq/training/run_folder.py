@@ -243,7 +243,9 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _compared(config: Settings) -> dict[str, Any]:
-    """What makes it another run: not its folder, a run may be moved; nor how long it trains, or how it is cut up."""
+    """What makes it another run: not its folder, a run may be moved; nor how long it trains or waits, or how it is cut
+    up.
+    """
     return config.model_dump(
-        mode="json", exclude={"run_dir": True, "train": {"steps", "extend", "shard", "context_parallel"}}
+        mode="json", exclude={"run_dir": True, "train": {"steps", "extend", "shard", "context_parallel", "timeout"}}
     )

@@ -131,12 +131,14 @@ class Stepper:
             self._begin_forward(step, batch, turn)
             synchronise = batch.slot == len(batches) - 1
             with nullcontext() if synchronise else self._apart(self.modules[name]):
-                losses = self._forward(name, batch)
+                with spent("passes"):
+                    losses = self._forward(name, batch)
                 if not losses.terms:
                     return {}
                 terms = {key: term * (batch.counts[key] / max(counts[key], 1)) for key, term in losses.terms.items()}
-                total = torch.stack(list(terms.values())).sum()
-                self.accelerator.backward(total * self.accelerator.num_processes)  # which are averaged over processes
+                total = torch.stack(list(terms.values())).sum() * self.accelerator.num_processes  # backward averages
+                with spent("backward" if synchronise else "passes"):
+                    self.accelerator.backward(total)
             outputs.append(Losses({key: term.detach() for key, term in terms.items()}, losses.metrics))
             if turn == 0 and not synchronise and self.accelerator.num_processes == 1 and self.hurry():
                 self.task.abandon()
@@ -147,8 +149,9 @@ class Stepper:
         if not (math.isfinite(loss) and math.isfinite(size)):
             raise NotFinite(f"{name} has loss {loss:.4g} and gradient norm {size:.4g} in {self._where(step, outputs)}")
         rate = learning_rate(step, self.task.players[name].train, self.restarts)
-        optimizers.step(rate, norm)
-        self.task.after_update(name)
+        with spent("update"):
+            optimizers.step(rate, norm)
+            self.task.after_update(name)
         return {"loss": loss, **self.task.report(name, summed), "lr": rate, "grad_norm": size, **metrics}
 
     @torch.no_grad()

@@ -103,6 +103,10 @@ class Task(ABC):
     def describe(self) -> dict[str, str]:
         """What is about to be trained, for the first screen: heading -> line."""
 
+    def fingerprint(self) -> dict[str, str]:
+        """What the data is, by content, which must be the same on all processes."""
+        return {}
+
     def compile(self, player: str) -> None:
         """`train.compile` is on: compile the player's module, in place."""
         self.players[player].module.compile()
