@@ -157,6 +157,25 @@ class TestAgreement:
         assert found.cosine.low < math.cos(0.5) < found.cosine.high and found.cosine.high - found.cosine.low < 0.3
         assert found.length.low < 2.0 < found.length.high
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("keys", [21, 64])
+    @pytest.mark.parametrize(("tail", "least"), [(0.0, 0.92), (1.4, 0.87)])
+    def test_intervals_cover_in_simulation(self, keys, tail, least):
+        """Keys whose gradients are all about as long, or of which a few are most of the sum; angles differ by key."""
+        draw = np.random.default_rng(0)
+
+        def products(n):
+            size, angle = draw.lognormal(0, tail, (n, 1)), draw.normal(1.0, 0.3, (n, 1))
+            h, other, *noise = (draw.normal(size=(n, 32)) * size for _ in range(4))
+            g = 2 * (np.cos(angle) * h + np.sin(angle) * other)
+            h1, h2 = (h + e for e in noise)
+            return Products((g**2).sum(-1)[None], (g * (h1 + h2) / 2).sum(-1)[None], (h1 * h2).sum(-1))
+
+        (cosine,), (length,) = pooled(products(400_000), np.ones((1, 400_000)))
+        found = [agreements(["a"], [1.0], [products(keys)], {}, seed)[0] for seed in range(500)]
+        assert np.mean([a.cosine.low <= cosine[0] <= a.cosine.high for a in found]) > least
+        assert np.mean([a.length.low <= length[0] <= a.length.high for a in found]) > least
+
     def test_a_truth_that_is_all_noise_gives_no_number(self):
         products = Products(np.ones((1, 9)), np.ones((1, 9)), np.array([-1.0] * 5 + [0.5] * 4))
         (found,) = agreements(["a"], [1.0], [products], {})

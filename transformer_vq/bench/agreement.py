@@ -1,7 +1,8 @@
 """How far an estimator's gradients agree with the true ones, with intervals, over all keys and by thirds of them.
 
 See gradient.py for what cosine and length are. Resamples draw keys with replacement; one set of resamples serves all
-estimators, so that a difference of two of them is a difference within each resample.
+estimators, so that a difference of two of them is a difference within each resample. Simulated, an interval that says
+95 % covers 95 % of the time where all keys' gradients are about as long, and 90 % where a few are most of the sum.
 
 Axes:  N keys  E estimators  R resamples
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -103,7 +105,13 @@ def pooled(products: Products, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _estimate(values: Floats, keys: int) -> Estimate:
-    """The first of (1 + R) values, and percentiles of the others; none where a resample has none, or of few keys."""
-    edge = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values[1:], [edge, 1 - edge]) if keys >= FEWEST else (math.nan, math.nan)
+    """The first of (1 + R) values, and percentiles of the others; none where a resample has none, or of few keys.
+
+    The percentiles are widened as t is wider than the normal distribution [Hesterberg 2015, the expanded percentile].
+    """
+    if keys < FEWEST:
+        return Estimate(float(values[0]), math.nan, math.nan)
+    width = math.sqrt(keys / (keys - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, keys - 1)
+    edge = float(stats.norm.cdf(-width))
+    low, high = np.quantile(values[1:], [edge, 1 - edge])
     return Estimate(float(values[0]), float(low), float(high))

@@ -13,8 +13,8 @@ For N keys with gradients g of an estimator and halves h₁, h₂ of the truth, 
     cosine  Σ⟨g, h⟩ / √(Σ‖g‖² Σ⟨h₁, h₂⟩)        length  √(Σ‖g‖² / Σ⟨h₁, h₂⟩)
 
 the cosine and ratio of lengths of all these keys' gradients as one vector, as an optimizer sees them. Sums, and not
-means of ratios: a key whose gradient is all noise then counts for nothing. Intervals are 95 % bootstrap percentiles
-over rows. Where the noise of the draws drowns the truth, Σ⟨h₁, h₂⟩ ≤ 0, there is no number.
+means of ratios: a key whose gradient is all noise then counts for nothing. Intervals are by bootstrap over rows, 95 %
+(agreement.py). Where the noise of the draws drowns the truth, Σ⟨h₁, h₂⟩ ≤ 0, there is no number.
 
 Axes:  B rows, one key each  H heads  T length  K key width  S codes  N draws
 """
