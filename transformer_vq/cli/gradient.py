@@ -60,12 +60,13 @@ def show(found: Sequence[LayerGradients], plan: Plan, described: str, plot: Path
     for layer in found:
         out.print()
         columns = [f"{what} at {sigma:g}" for what in ("cosine", "length") for sigma in plan.sigmas]
-        grid = table(f"layer {layer.layer}", *columns)
+        grid = table(f"layer {layer.layer}", *columns, f"cosine less {plan.estimators[0]}'s at {middle:g}")
         for name in plan.estimators:
             mine = [a for a in layer.agreements if a.estimator == name and a.group == "all"]
             own = " (the run's)" if name == layer.estimator else ""
             cosines, lengths = ([text(getattr(a, what)) for a in mine] for what in ("cosine", "length"))
-            grid.add_row(name + own, *cosines, *lengths)
+            nearer = next(text(a.nearer) for a in mine if a.sigma == middle)
+            grid.add_row(name + own, *cosines, *lengths, "-" if name == plan.estimators[0] else nearer)
         out.print(grid)
         moved = ", ".join(f"{truth.moved:.0%} at {truth.sigma:g}" for truth in layer.truths)
         out.print(f"draws with another code: {moved}", soft_wrap=True)
