@@ -12,10 +12,12 @@ import torch
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.bench.agreement import Products, agreements, groups, pooled
 from transformer_vq.bench.doctor import Batch
-from transformer_vq.bench.gradient import Keys, Plan, choose, compare, losses, losses_by_code
+from transformer_vq.bench.gradient import Plan, compare
 from transformer_vq.bench.gradient_figure import draw
+from transformer_vq.bench.recode import Keys, by_definition, choose, losses, losses_by_code
 from transformer_vq.config import ConfigError
 from transformer_vq.ops.smoothing import score_gradient
+from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.quantizers.seeds import seeded
 
 BASE = {"vocab_size": 32, "layers": 2, "width": 32, "key_dim": 8, "value_dim": 16, "window": 4, "block_len": 4}
@@ -56,8 +58,7 @@ def moved(quantizer, keys, by):
 def test_the_loss_of_a_code_is_the_models_on_a_key_with_that_code(changes):
     model, rows = build(**changes) if changes != {"block": "transformer"} else _transformer(), batch()
     keys, quantizer = choose(model, rows, 0), model.quantizers[0]
-    wanted = torch.ones(ROWS, 6, dtype=torch.bool)
-    table = losses_by_code(model, quantizer, rows, keys, wanted)
+    table = losses_by_code(model, 0, rows, keys, torch.ones(ROWS, 6, dtype=torch.bool))
     noise = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0)).double()
     seen = {}
     look = quantizer.register_forward_hook(lambda module, inputs, result: seen.update(codes=result.codes))
@@ -104,6 +105,36 @@ def test_the_truth_is_the_score_function_of_the_models_own_losses():
     assert truth.resolved == pytest.approx(float(total / mean.square().sum()), rel=1e-6)
     if total > 0:
         assert truth.length == pytest.approx(float(total) ** 0.5, rel=1e-6)
+
+
+def test_through_the_window_it_is_what_backpropagation_sees():
+    """Of one key of the last layer, its code fixed, the loss is smooth, and has the gradient that arrives at k̂."""
+    model, rows = build(), batch()
+    layer, quantizer, keys = model.layers[1], model.quantizers[1], choose(model, rows, 0)
+    by = 1e-5 * torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0)).double()
+    at, every = (torch.arange(ROWS), keys.heads, keys.places), torch.arange(ROWS)
+
+    def moved_row(sign):
+        def change(module, inputs, result):
+            quantized = result.quantized.clone()
+            quantized[at] += sign * by
+            return result._replace(quantized=quantized)
+
+        hook = quantizer.register_forward_hook(change)
+        with torch.no_grad(), by_definition(layer):
+            nats = losses(model, rows, every)
+        hook.remove()
+        return nats
+
+    with KeyProbe({1: quantizer}) as probe:
+        (arrived,) = torch.autograd.grad(losses(model, rows, every).sum(), probe.results[1].quantized)
+    want = (arrived[at] * by).sum(-1)
+    torch.testing.assert_close((moved_row(1) - moved_row(-1)) / 2, want, rtol=1e-4, atol=1e-11)
+    table = losses_by_code(model, 1, rows, keys, torch.ones(ROWS, 6, dtype=torch.bool), "window")
+    whole = losses_by_code(model, 1, rows, keys, torch.ones(ROWS, 6, dtype=torch.bool))
+    near = keys.places >= rows.tokens.shape[1] - 1 - BASE["window"]  # no query is farther away than the window
+    torch.testing.assert_close(table[near], whole[near])
+    assert near.any() and ((table - whole)[~near].abs().amax(-1) > 1e-6).all() and layer.config.backend == "auto"
 
 
 def test_without_quantization_the_estimate_tends_to_the_exact_gradient():
@@ -238,6 +269,7 @@ def test_lengths_know_the_matrix_of_the_estimator():
         ({}, {"keys": 2}, "keys = 2: too few"),
         ({}, {"sigmas": (0.0,)}, "sigma = 0.0"),
         ({}, {"temperature": -1.0}, "temperature = -1.0"),
+        ({}, {"through": "cache"}, "through = cache: must be everything or window"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(changes, plan, message):

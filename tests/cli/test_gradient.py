@@ -25,9 +25,10 @@ def test_a_language_model_is_compared_and_drawn(capsys, trained, tmp_path):
 
 def test_the_numbers_are_one_json_object(capsys, trained):
     capsys.readouterr()
-    assert run(["doctor", trained, *FEW, "--sigma", "0.5", "--json"]) == 0
+    assert run(["doctor", trained, *FEW, "--sigma", "0.5", "--through", "window", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [layer["layer"] for layer in found["layers"]] == [0, 1] and found["draws"] == 64
+    assert found["through"] == "window"
     assert {a["estimator"] for a in found["layers"][0]["agreements"]} == {"ste", "ibq"}
     assert [truth["sigma"] for truth in found["layers"][0]["truths"]] == [0.5]
 

@@ -3,7 +3,9 @@
 The truth of a key is the gradient of the loss smoothed by noise on that key alone, F_σ (ops/smoothing.py); all other
 keys of the layer, and all other layers, stay as they are: evaluation mode, frozen codebooks, the same batch. What an
 estimator gives is Gᵀ ∂L/∂k̂ with the ∂L/∂k̂ of backpropagation, which passes later layers by the run's own estimators
-and knows nothing of a key in the cache (or, with `gradients: block`, little): that is what training has.
+and knows nothing of a key in the cache (or, with `gradients: block`, little): that is what training has. With
+`through: window` the truth does without it too: beyond the window the key keeps its code, whatever the noise. What an
+estimator then misses is its own.
 
 A row of the batch gives one key, drawn at random with its head; rows are independent, and so are the keys. One pass
 over a batch of copies finds the loss of a row, in nats summed over its labels, for each code that its key may have.
@@ -22,17 +24,16 @@ Axes:  B rows, one key each  H heads  T length  K key width  S codes  N draws
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from transformer_vq.bench.agreement import Agreement, Products, agreements
 from transformer_vq.bench.doctor import Batch
+from transformer_vq.bench.recode import Keys, Progress, choose, chunks, losses, losses_by_code, rows_at_once
 from transformer_vq.config import ConfigError
 from transformer_vq.models import TransformerVQ
 from transformer_vq.ops import estimators
@@ -42,11 +43,7 @@ from transformer_vq.quantizers.nearest import NearestQuantizer, check_estimator
 from transformer_vq.quantizers.probe import KeyProbe
 from transformer_vq.quantizers.seeds import seeded
 
-TOKENS = 2**14  # read in a call of the model
-LOGITS = 2**25  # held in one
 FEWEST_KEYS, FEWEST_DRAWS = 8, 64
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ class Plan:
     draws: int = 4096
     temperature: float | None = None
     """Of the softmax family; None: the layer's own setting."""
+    through: str = "everything"
+    """everything | window: whether the truth counts what a key does through the cache."""
     seed: int = 0
 
     def check(self) -> None:
@@ -73,6 +72,8 @@ class Plan:
             raise ConfigError(f"draws = {self.draws}: must be an even number, at least {FEWEST_DRAWS}")
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
             raise ConfigError(f"sigma = {', '.join(map(str, self.sigmas))}: each must be a positive number")
+        if self.through not in ("everything", "window"):
+            raise ConfigError(f"through = {self.through}: must be everything or window")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature = {self.temperature}: must be a positive number")
 
@@ -106,13 +107,6 @@ class LayerGradients:
     """‖q‖/‖k‖ of each key."""
     truths: list[Truth]
     agreements: list[Agreement]
-
-
-class Keys(NamedTuple):
-    """One key a row of the batch: its head and place, (B) int64 each."""
-
-    heads: Tensor
-    places: Tensor
 
 
 class Given(NamedTuple):
@@ -165,22 +159,13 @@ def comparable(model: TransformerVQ) -> dict[int, NearestQuantizer]:
     return found
 
 
-def choose(model: TransformerVQ, batch: Batch, seed: int) -> Keys:
-    """A head and a place of each row, uniform."""
-    rows, length = batch.tokens.shape
-    generator = seeded(seed, 0, "keys to compare gradients at")
-    heads = torch.randint(model.config.key_value_heads, (rows,), generator=generator)
-    places = torch.randint(length, (rows,), generator=generator)
-    return Keys(heads.to(batch.tokens.device), places.to(batch.tokens.device))
-
-
 def backward(
     model: TransformerVQ, layers: dict[int, NearestQuantizer], batch: Batch, keys: Keys, plan: Plan
 ) -> dict[int, Given]:
     """One backward pass for all layers and estimators, some rows at a time."""
     parts: dict[int, list[Given]] = {i: [] for i in layers}
     with KeyProbe(layers) as probe:
-        for rows in _chunks(len(batch.tokens), _rows_at_once(model, batch.tokens.shape[1])):
+        for rows in chunks(len(batch.tokens), rows_at_once(model, batch.tokens.shape[1])):
             nats = losses(model, batch, rows).sum()
             arrived = torch.autograd.grad(nats, [probe.results[i].quantized for i in layers], materialize_grads=True)
             for (i, quantizer), g in zip(layers.items(), arrived, strict=True):
@@ -213,55 +198,6 @@ def _slope(
     return slope
 
 
-def losses(model: TransformerVQ, batch: Batch, rows: Tensor) -> Tensor:
-    """Nats of these rows of the batch, (len(rows)) fp64, each summed over the row's labels."""
-    segments = None if batch.segments is None else batch.segments[rows]
-    logits = model(batch.tokens[rows], segments=segments).logits
-    assert logits is not None
-    nats = F.cross_entropy(logits.flatten(0, 1), batch.labels[rows].flatten(), ignore_index=-100, reduction="none")
-    return nats.view(len(rows), -1).double().sum(1)
-
-
-@contextmanager
-def coded(quantizer: NearestQuantizer, keys: Keys, codes: Tensor) -> Iterator[None]:
-    """In forward passes in here each row's chosen key has the code (B) that is given, and that code's row."""
-
-    def change(module: nn.Module, inputs: tuple[Any, ...], result: Quantized) -> Quantized:
-        at = (torch.arange(len(codes), device=codes.device), keys.heads, keys.places)
-        taken, quantized = result.codes.clone(), result.quantized.clone()
-        taken[at] = codes
-        quantized[at] = quantizer.codebook[keys.heads, codes].to(quantized.dtype)
-        return result._replace(codes=taken, quantized=quantized)
-
-    handle = quantizer.register_forward_hook(change)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def losses_by_code(
-    model: TransformerVQ,
-    quantizer: NearestQuantizer,
-    batch: Batch,
-    keys: Keys,
-    wanted: Tensor,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Nats of each row with each code in place of its key's that is wanted (B, S) bool -> (B, S) fp64, else 0."""
-    found = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
-    rows, codes = wanted.nonzero(as_tuple=True)
-    chunks = list(_chunks(len(rows), _rows_at_once(model, batch.tokens.shape[1])))
-    for number, part in enumerate(chunks):
-        mine = rows[part]
-        with coded(quantizer, Keys(keys.heads[mine], keys.places[mine]), codes[part]):
-            found[mine, codes[part]] = losses(model, batch, mine)
-        if progress is not None:
-            progress(number + 1, len(chunks))
-    return found
-
-
 def _layer(
     model: TransformerVQ,
     layer: int,
@@ -280,7 +216,7 @@ def _layer(
     visited = torch.stack([torch.stack([move.share for move in by_key]) for by_key in moves])  # (widths, B, S)
     own = own_codes(quantizer, given.k, keys)[:, None]
     wanted = (visited > 0).any(0).scatter(1, own, True)
-    nats = losses_by_code(model, quantizer, batch, keys, wanted, progress)
+    nats = losses_by_code(model, layer, batch, keys, wanted, plan.through, progress)
     nats = nats - nats.gather(1, own)  # a constant, which drops out; smaller numbers keep their digits
     products, truths = [], []
     for sigma, by_key, shares in zip(plan.sigmas, moves, visited, strict=True):
@@ -317,15 +253,6 @@ def own_codes(quantizer: NearestQuantizer, k: Tensor, keys: Keys) -> Tensor:
     H = quantizer.codebook.shape[0]
     codes = quantizer.find(k[None, None].expand(1, H, -1, -1))[0]
     return codes[keys.heads, torch.arange(len(k), device=k.device)]
-
-
-def _rows_at_once(model: TransformerVQ, length: int) -> int:
-    vocabulary = model.config.vocab_size or 1
-    return max(1, min(TOKENS // length, LOGITS // (length * vocabulary)))
-
-
-def _chunks(count: int, size: int) -> Iterator[Tensor]:
-    return iter(torch.arange(count).split(size))
 
 
 def _part(progress: Progress | None, number: int, count: int) -> Progress | None:

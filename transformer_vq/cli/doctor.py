@@ -50,20 +50,27 @@ def doctor(
     temperature: Annotated[
         float | None, typer.Option(help="--gradient: of the softmax family; the layer's own by default.")
     ] = None,
+    through: Annotated[
+        str | None,
+        typer.Option(
+            metavar="everything|window",
+            help="--gradient: count what a key does through the cache, or, as backpropagation, in the window alone.",
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="--gradient: draw it, .png, .svg or .pdf.")] = None,
     json: Json = False,
 ) -> None:
     """Check every layer's quantizer on real batches; a run folder is examined with its trained weights."""
     from transformer_vq.config import ConfigError, RunConfig, load_config
 
+    numbers = {"keys": keys, "draws": draws, "temperature": temperature, "through": through}
     if gradient:
         from transformer_vq.cli.gradient import gradient as compare
 
-        chosen = {"estimators": estimator, "sigmas": sigma, "keys": keys, "draws": draws, "temperature": temperature}
+        chosen = {"estimators": estimator, "sigmas": sigma, **numbers}
         compare(config, overrides or [], {k: v for k, v in chosen.items() if v is not None}, plot, json)
         return
-    asked = {"estimator": estimator, "sigma": sigma, "keys": keys, "draws": draws, "temperature": temperature}
-    for name, value in (asked | {"plot": plot}).items():
+    for name, value in {"estimator": estimator, "sigma": sigma, **numbers, "plot": plot}.items():
         if value is not None and value != []:
             raise ConfigError(f"--{name}: belongs to --gradient; add it")
     trained = (folder_of(config) / "checkpoints").is_dir()

@@ -47,7 +47,14 @@ def gradient(run: str, overrides: Sequence[str], chosen: Mapping[str, Any], plot
 
         save_figure(draw(found), plot)
     if json:
-        print_json({"looked_at": described, "draws": plan.draws, "layers": [asdict(layer) for layer in found]})
+        print_json(
+            {
+                "looked_at": described,
+                "draws": plan.draws,
+                "through": plan.through,
+                "layers": [asdict(layer) for layer in found],
+            }
+        )
     else:
         show(found, plan, described, plot)
 
@@ -55,7 +62,8 @@ def gradient(run: str, overrides: Sequence[str], chosen: Mapping[str, Any], plot
 def show(found: Sequence[LayerGradients], plan: Plan, described: str, plot: Path | None) -> None:
     """One table by layer and estimator, one by thirds of the keys, and what the numbers are."""
     out = console()
-    out.print(f"looked at {described}; a key of each row, {plan.draws:,} draws", soft_wrap=True)
+    counted = "" if plan.through == "everything" else ", keys in the window alone"
+    out.print(f"looked at {described}; a key of each row, {plan.draws:,} draws{counted}", soft_wrap=True)
     middle = plan.sigmas[len(plan.sigmas) // 2]
     for layer in found:
         out.print()
