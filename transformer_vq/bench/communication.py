@@ -42,10 +42,13 @@ class Sizes(NamedTuple):
 SIZES = Sizes()
 
 
-def ours(sizes: Sizes) -> tuple[int, int]:
-    """Bytes forward, backward. Codes are int64; 17 bytes say where the row stands, M which slots hold a key."""
+def ours(sizes: Sizes, size: int = 4) -> tuple[int, int]:
+    """Bytes forward, backward, keys and values of `size` bytes.
+
+    Codes are int64; 16 bytes say where the row stands, M which slots hold a key.
+    """
     K, V, S, M = sizes
-    keys, means = 4 * M * (K + V), 4 * S * V
+    keys, means = size * M * (K + V), 4 * S * V
     return keys + means + 4 * S + 8 * M + M + 16, keys + means
 
 

@@ -94,6 +94,30 @@ def communication(
 
 
 @bench.command()
+def scaling(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="125M, 350M, 1.3B, 2.7B or 7B, may be given several times.")
+    ] = None,
+    lengths: Annotated[
+        list[int] | None, typer.Option("--length", min=512, help="Tokens of a row, may be given several times.")
+    ] = None,
+    gpus: Annotated[list[int] | None, typer.Option("--gpus", min=1, help="May be given several times.")] = None,
+    memory: Annotated[float, typer.Option("--memory", min=1, help="Of a GPU, in GB.")] = 80,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """On paper: memory of a GPU and bytes it sends a step, and the cheapest layout that fits."""
+    from transformer_vq.bench.scaling import MODELS
+    from transformer_vq.config import ConfigError
+
+    if unknown := [name for name in models or [] if name not in MODELS]:
+        raise ConfigError(f"--model {unknown[0]}: must be one of {', '.join(MODELS)}")
+    if odd := [n for n in gpus or [] if n > 8 and n % 8]:
+        raise ConfigError(f"--gpus {odd[0]}: must be up to 8, or whole machines of 8")
+    _measure("scaling", json, out, models=models, lengths=lengths, gpus=gpus, memory=memory * 1e9)
+
+
+@bench.command()
 def context(
     lengths: Annotated[
         list[int] | None, typer.Option("--length", min=1, help="Tokens of the row, may be given several times.")

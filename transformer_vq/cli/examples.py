@@ -94,6 +94,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench images": ("transformer-vq bench images --json",),
     "bench generation": ("transformer-vq bench generation --position 256 --position 1024",),
     "bench train": ("transformer-vq bench train --length 512 --repeats 3",),
+    "bench scaling": ("transformer-vq bench scaling --model 1.3B --length 1048576 --gpus 64",),
     "bench communication": ("transformer-vq bench communication --length 8192 --processes 4",),
     "bench context": ("transformer-vq bench context --length 32768 --processes 2 --repeats 3",),
     "bench all": (
