@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from transformer_vq.cli import run as command
 from transformer_vq.config import ConfigError, validate
 from transformer_vq.config.recall import RecallRunConfig
+from transformer_vq.training import load_run
 from transformer_vq.training.recall import RecallTask, run
 
 
@@ -55,6 +57,24 @@ def test_a_repeat_run_scores_the_returns_by_distance_and_the_rest_apart(tmp_path
     assert test["bits"] == pytest.approx(test["loss"] / math.log(2)) and 0 < test["other_bits"] < 20
     assert (tmp_path / "run" / "tokenizer.json").is_file()
     assert run(repeat_settings(tmp_path), quiet=True) == summary  # finished
+
+
+def test_a_repeat_run_is_used_as_a_language_model(tmp_path, capsys):
+    done = repeat_settings(tmp_path)
+    run(done, quiet=True)
+    assert command(["eval", done.run_dir, "--split", "test", "--json"]) == 0
+    (scored,) = json.loads(capsys.readouterr().out)["contexts"]
+    assert scored["bytes"] > 100 and 0 < scored["bits_per_byte"] < 20
+    assert command(["generate", done.run_dir, "--prompt", "line", "--tokens", "4"]) == 0
+    loaded = load_run(done.run_dir)
+    assert loaded.config.data == done.data and loaded.model.config.vocab_size == 256
+
+
+def test_a_recall_run_without_text_is_no_language_model(tmp_path, capsys):
+    done = settings(tmp_path)
+    run(done, quiet=True)
+    assert command(["generate", done.run_dir]) == 2
+    assert f"{done.run_dir}: its tokens are no text (recall.task: mqar)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_training_has_several_returns_and_periods_and_tests_have_one(tmp_path):

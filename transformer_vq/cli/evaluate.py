@@ -135,7 +135,8 @@ def parse_context(text: str) -> Any:
 
 def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunConfig:
     """The run's settings with `overrides` of data and eval; other text is read with the run's own tokenizer."""
-    from transformer_vq.config import ConfigError, RunConfig, load_config
+    from transformer_vq.config import ConfigError
+    from transformer_vq.config.recall import load_text_config
 
     for override in overrides:
         if not override.startswith(("data.", "eval.")) or override.startswith("data.tokenizer"):
@@ -144,7 +145,7 @@ def settings_for(loaded: LoadedRun, run: str, overrides: Sequence[str]) -> RunCo
             )
     folder = folder_of(run)
     one = any(text.startswith("data.source=") for text in overrides) and loaded.config.data.mix is not None
-    settings = load_config(folder, ["data.mix=null", *overrides] if one else overrides, RunConfig)
+    settings = load_text_config(folder, ["data.mix=null", *overrides] if one else overrides)
     trains = settings.data.tokenizer.startswith("bpe:")
     if not settings.data.tokenizer.startswith("bytes") and (not trains or settings.data != loaded.config.data):
         settings = with_own_tokenizer(settings, folder)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from transformer_vq.config.base import Settings
+from transformer_vq.config.base import ConfigError, Settings
+from transformer_vq.config.load import load_config, read_config
 from transformer_vq.config.model import TransformerVQConfig
-from transformer_vq.config.run import CheckpointConfig, DataConfig, EvalConfig, TrainConfig
+from transformer_vq.config.run import CheckpointConfig, DataConfig, EvalConfig, RunConfig, TrainConfig
 
 
 class RepeatConfig(Settings):
@@ -89,6 +92,19 @@ class RecallRunConfig(Settings):
         if self.recall.task == "repeat":
             return self.model
         return self.model.model_copy(update={"vocab_size": self.recall.vocab})
+
+
+def load_text_config(run: str | Path, overrides: Sequence[str]) -> RunConfig:
+    """The settings of a language model's run; those of a recall run, too, when it reads a text, without its questions.
+
+    Raises ConfigError for a recall run whose tokens are no text.
+    """
+    if "recall" not in read_config(run):
+        return load_config(run, overrides, RunConfig)
+    settings = load_config(run, overrides, RecallRunConfig)
+    if settings.data is None:
+        raise ConfigError(f"{run}: its tokens are no text (recall.task: {settings.recall.task}); only repeat has one")
+    return RunConfig(**{name: getattr(settings, name) for name in RunConfig.model_fields})
 
 
 def _check_length(recall: RecallConfig, length: int, name: str) -> None:

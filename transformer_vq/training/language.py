@@ -20,7 +20,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig, load_config
+from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig
+from transformer_vq.config.recall import load_text_config
 from transformer_vq.data import (
     Batch,
     TokenFile,
@@ -284,7 +285,7 @@ class LanguageTask(Task):
 
     def warm_start(self, weights: dict[str, Tensor], run: Path) -> list[str]:
         """As `take_weights` does it: embedding and head come along from a run of the same tokenizer."""
-        theirs = load_config(run, [], RunConfig).model.layer_quantizers()
+        theirs = load_text_config(run, []).model.layer_quantizers()
         ours, fresh = self.config.model.layer_quantizers(), self.config.train.init_quantizers == "fresh"
         return take_weights(self.model, weights, ours, theirs, run, fresh, self.mixture.tokenizer)
 
@@ -340,7 +341,7 @@ def load_run(run: str, device: torch.device | str = "cpu") -> LoadedRun:
     """The model of `RUN[@best|@last|@STEP]`, by default the last.  Raises ConfigError, CheckpointError."""
     checkpoint = find_checkpoint(run)
     folder = checkpoint.parents[1]
-    config, tokenizer = load_config(folder, [], RunConfig), load_tokenizer(folder)
+    config, tokenizer = load_text_config(folder, []), load_tokenizer(folder)
     verify(checkpoint)
     model = TransformerVQ(with_vocabulary(config.model, tokenizer), seed=config.seed)
     if config.train.precision == "fp64":
