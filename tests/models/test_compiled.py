@@ -10,6 +10,8 @@ from helpers import assert_same
 from torch import Tensor
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
+from transformer_vq.ops import estimators
+from transformer_vq.quantizers import QUANTIZERS
 
 SIZES = {"vocab_size": 32, "layers": 2, "width": 16, "key_dim": 8, "value_dim": 8, "window": 4, "block_len": 4}
 MODELS = {
@@ -27,11 +29,21 @@ MODELS = {
     },
     "simvq": {"position": "scalar", "conv": 3, "quantizer": {"kind": "simvq", "codes": 8}},
 }
+KINDS = {
+    "fsq": {"levels": [4, 2], "expansion": "mlp"},
+    "ifsq": {"levels": [4, 2]},
+    "lfq": {"codes": 8},
+    "bsq": {"codes": 8},
+    "none": {},
+    "simvq": {"codes": 8, "estimator": "rotation"},
+}
+EVERY = {kind: {"quantizer": {"kind": kind, **more}} for kind, more in KINDS.items()}
+EVERY |= {f"vq, {name}": {"quantizer": {"codes": 8, "estimator": name}} for name in estimators.names()}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gau", "transformer", "simvq")]
 
 
 def model_and_text(name: str) -> tuple[TransformerVQ, Tensor]:
-    model = TransformerVQ(TransformerVQConfig(**{**SIZES, **MODELS[name]}))
+    model = TransformerVQ(TransformerVQConfig(**{**SIZES, **(MODELS | EVERY)[name]}))
     return model, torch.randint(32, (2, 73), generator=torch.Generator().manual_seed(1))
 
 
@@ -56,10 +68,15 @@ def test_training_is_one_graph_that_gives_what_eager_gives(name):
     assert_same(steps(compiled, call), steps(eager, eager), rtol=1e-5)
 
 
+def test_every_kind_of_quantizer_is_there():
+    assert {settings["quantizer"].get("kind", "vq") for settings in EVERY.values()} == set(QUANTIZERS)
+
+
 @pytest.mark.slow
-def test_no_graph_break():
+@pytest.mark.parametrize("name", ["gau", *EVERY])
+def test_no_graph_break(name):
     torch._dynamo.reset()
-    model, text = model_and_text("gau")
+    model, text = model_and_text(name)
     told = torch._dynamo.explain(lambda x, y: model(x, labels=y).loss)(text[:, :-1], text[:, 1:])
     assert told.graph_break_count == 0, told.break_reasons
 
