@@ -32,13 +32,14 @@ MODELS = {
 KINDS = {
     "fsq": {"levels": [4, 2], "expansion": "mlp"},
     "ifsq": {"levels": [4, 2]},
-    "lfq": {"codes": 8},
-    "bsq": {"codes": 8},
+    "lfq": {"bits": 3},
+    "bsq": {"bits": 3},
     "none": {},
     "simvq": {"codes": 8, "estimator": "rotation"},
 }
 EVERY = {kind: {"quantizer": {"kind": kind, **more}} for kind, more in KINDS.items()}
-EVERY |= {f"vq, {name}": {"quantizer": {"codes": 8, "estimator": name}} for name in estimators.names()}
+LEARNED = {"codes": 8, "codebook": "gradient"}  # some estimators hand gradients to the codes
+EVERY |= {f"vq, {name}": {"quantizer": {**LEARNED, "estimator": name}} for name in estimators.names()}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gau", "transformer", "simvq")]
 
 
