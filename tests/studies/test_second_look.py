@@ -52,6 +52,15 @@ def test_without_them_it_is_the_t_interval_over_seeds():
     assert (look.low, look.high) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_it_is_never_narrower_than_the_interval_over_seeds(seed):
+    arm, reference = runs(np.random.default_rng(seed), 2, 30, 0.1, 0.1, 0.1)
+    look = second_look(arm, reference)
+    values = [(a.total - b.total).sum() / a.weight.sum() for a, b in zip(arm, reference, strict=True)]
+    low, high = stats.t.interval(0.95, 1, np.mean(values), stats.sem(values))
+    assert look.low <= low + 1e-12 and look.high >= high - 1e-12
+
+
 def test_more_pieces_than_a_thousand_are_taken_together():
     look = second_look(*runs(np.random.default_rng(3), 3, 2500, 0.05, 0.1, 0.1, mean=0.4))
     assert look.pieces == 1000 and look.low < 0.4 < look.high
@@ -82,7 +91,8 @@ def test_where_there_is_nothing_to_go_by_there_is_no_interval():
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 4, 8])
 @pytest.mark.parametrize(
-    ("seeds", "documents", "both"), [(0.01, 0, 0.1), (0.01, 0.1, 0.05), (0.002, 0.2, 0.1), (0.01, 0, 0)]
+    ("seeds", "documents", "both"),
+    [(0.01, 0, 0.1), (0.01, 0.1, 0.05), (0.04, 0.1, 0.05), (0.002, 0.2, 0.1), (0.01, 0, 0)],
 )
 def test_it_covers_what_it_says(n, seeds, documents, both):
     """New seeds and new documents in every trial; 400 of them are known to 1.1 %."""

@@ -11,14 +11,14 @@ With D_sp = Σ over a piece of arm − reference, and w_p its weight, a resample
 
 From the resamples comes a variance. Of few seeds a bootstrap sees (n−1)/n of the variance between them: that part is
 exchanged for the unbiased s²/n, and the interval takes t with the degrees of freedom of the two parts together, n−1
-and P−1 [Satterthwaite 1946]. Percentiles of four seeds would cover far less than they say.
+and P−1 [Satterthwaite 1946], but is never narrower than the t interval over seeds, as it might be with two or three.
+Percentiles of four seeds would cover far less than they say.
 
 Axes:  n seeds  P pieces  R resamples
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +68,8 @@ def second_look(arm: Sequence[Piecewise], reference: Sequence[Piecewise]) -> Sec
     half = 0.0
     if (variance := of_seeds + of_pieces) > 0:
         freedom = variance**2 / (of_seeds**2 / (n - 1) + of_pieces**2 / (pieces - 1))
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+        both, alone = stats.t.ppf((1 + CONFIDENCE) / 2, [freedom, n - 1]) * np.sqrt([variance, of_seeds])
+        half = float(max(both, alone))
     return SecondLook(mean, mean - half, mean + half, n, pieces)
 
 
