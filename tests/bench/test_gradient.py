@@ -28,6 +28,8 @@ def build(**changes):
     changes.setdefault("quantizer", {"kind": "vq", "codes": 6, "init": "data"})
     model = TransformerVQ(TransformerVQConfig(**{**BASE, **changes}), seed=1)
     with torch.no_grad():  # as if trained: what is untrained says next to nothing
+        if model.absolute_scale is not None:
+            model.absolute_scale.fill_(0.7)
         for layer in model.layers:
             layer.out_proj.weight.mul_(4.0)
     model.train()
@@ -52,13 +54,21 @@ def moved(quantizer, keys, by):
     return quantizer.register_forward_pre_hook(change)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"backend": "blockwise"}, {"heads": 2, "kv_heads": 2}, {"block": "transformer"}, {"conv": 3}], ids=str
-)
-def test_the_loss_of_a_code_is_the_models_on_a_key_with_that_code(changes):
+CHANGES = [
+    {"backend": "blockwise"},
+    {"heads": 2, "kv_heads": 2},
+    {"block": "transformer"},
+    {"conv": 3},
+    {"absolute_positions": True},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_loss_of_a_code_is_the_models_on_a_key_with_that_code(changes, layer):
     model, rows = build(**changes) if changes != {"block": "transformer"} else _transformer(), batch()
-    keys, quantizer = choose(model, rows, 0), model.quantizers[0]
-    table = losses_by_code(model, 0, rows, keys, torch.ones(ROWS, 6, dtype=torch.bool))
+    keys, quantizer = choose(model, rows, 0), model.quantizers[layer]
+    table = losses_by_code(model, layer, rows, keys, torch.ones(ROWS, 6, dtype=torch.bool))
     noise = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0)).double()
     seen = {}
     look = quantizer.register_forward_hook(lambda module, inputs, result: seen.update(codes=result.codes))

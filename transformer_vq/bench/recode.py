@@ -7,6 +7,7 @@ Axes:  B rows, one key each  H heads  T length  S codes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
@@ -44,11 +45,15 @@ def choose(model: TransformerVQ, batch: Batch, seed: int) -> Keys:
     return Keys(heads.to(batch.tokens.device), places.to(batch.tokens.device))
 
 
-def losses(model: TransformerVQ, batch: Batch, rows: Tensor) -> Tensor:
-    """Nats of these rows of the batch, (len(rows)) fp64, each summed over the row's labels."""
+def losses(model: TransformerVQ, batch: Batch, rows: Tensor, entering: Tensor | None = None) -> Tensor:
+    """Nats of these rows of the batch, (len(rows)) fp64, each summed over the row's labels.
+
+    entering (B, T, D): what enters the first layer, in place of the embeddings of the tokens.
+    """
     segments = None if batch.segments is None else batch.segments[rows]
-    logits = model(batch.tokens[rows], segments=segments).logits
-    assert logits is not None
+    embedded = None if entering is None else entering[rows]
+    x, _, _ = model.features(batch.tokens[rows], segments=segments, embedded=embedded)
+    logits = model.logits(x)
     nats = F.cross_entropy(logits.flatten(0, 1), batch.labels[rows].flatten(), ignore_index=-100, reduction="none")
     return nats.view(len(rows), -1).double().sum(1)
 
@@ -89,6 +94,22 @@ def by_definition(layer: VQAttention) -> Iterator[None]:
         layer.config = config
 
 
+def tail_of(model: TransformerVQ, layer: int, batch: Batch) -> tuple[TransformerVQ, Tensor]:
+    """The model from a layer on, with its very modules, and what enters that layer, (B, T, D): half of the work."""
+    seen: list[Tensor] = []
+    hook = model.layers[layer].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        for rows in chunks(len(batch.tokens), rows_at_once(model, batch.tokens.shape[1])):
+            losses(model, batch, rows)
+    finally:
+        hook.remove()
+    tail = copy.copy(model)
+    tail._modules, tail._parameters = model._modules.copy(), model._parameters.copy()
+    tail.layers = nn.ModuleList(list(model.layers)[layer:])
+    tail.absolute_scale = None  # it is in what enters
+    return tail, torch.cat(seen)
+
+
 @torch.no_grad()
 def losses_by_code(
     model: TransformerVQ,
@@ -105,11 +126,12 @@ def losses_by_code(
     found = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
     rows, codes = wanted.nonzero(as_tuple=True)
     parts = list(chunks(len(rows), rows_at_once(model, batch.tokens.shape[1])))
+    tail, entering = tail_of(model, layer, batch)
     for number, part in enumerate(parts):
         mine = rows[part]
         chosen = Keys(keys.heads[mine], keys.places[mine])
         with nullcontext() if cached else by_definition(module), coded(quantizer, chosen, codes[part], cached):
-            found[mine, codes[part]] = losses(model, batch, mine)
+            found[mine, codes[part]] = losses(tail, batch, mine, entering)
         if progress is not None:
             progress(number + 1, len(parts))
     return found
