@@ -17,8 +17,9 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
 from transformer_vq.config import ConfigError, DataConfig
-from transformer_vq.data import check_lengths, default_cache, prepare, store
+from transformer_vq.data import check_lengths, default_cache, documents, prepare, store, tokenizing
 from transformer_vq.data.documents import Piece, cut
+from transformer_vq.data.words import WordCounter
 
 TEXT = "".join(f"Line {i}: größer und weiter.\n" for i in range(3000))
 
@@ -140,29 +141,55 @@ def run_python(code, *args):
 KILLED = """
     import os, signal, sys
     from transformer_vq.config import DataConfig
-    from transformer_vq.data import documents, prepare, store
+    from transformer_vq.data import documents, prepare, store, tokenizing
+    source, when, cache, tokenizer, often = sys.argv[1:]
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
-    if sys.argv[2] == "middle":
-        store.GROUP, documents.PIECE, calls = 1000, 500, []
-        progress = lambda name, size: calls.append(size) or (len(calls) == 20 and die())
+    tokenizing.GROUP, documents.PIECE, tokenizing.OFTEN, calls, progress = 1000, 500, float(often), [], None
+    if when == "before the rename":
+        store.flush = die
+    elif when.isdigit():
+        progress = lambda name, size: calls.append(size) or (len(calls) == int(when) and die())
     else:
-        store.flush, progress = die, None
-    prepare(DataConfig(source=sys.argv[1], cache=sys.argv[3]), progress)
+        setattr(tokenizing.Writer, when, die)
+    prepare(DataConfig(source=source, cache=cache, tokenizer=tokenizer, document_separator="7:"), progress)
 """
 
 
-@pytest.mark.parametrize("when", ["middle", "before the rename"])
-def test_killed_while_writing_leaves_no_entry_and_the_next_one_cleans_up(book, when):
-    cache = book.parent / "cache"
-    died = run_python(KILLED, book, when, cache)
+@pytest.mark.parametrize(
+    ("when", "tokenizer", "often", "again"),
+    [
+        ("20", "bytes", "1e9", (80, 90)),  # before anything was noted: all anew
+        pytest.param("1", "bytes", "0", (79, 89), marks=pytest.mark.slow),
+        ("20", "bpe:300", "0", (60, 70)),
+        pytest.param("79", "bpe:300", "0", (1, 10), marks=pytest.mark.slow),  # in another split
+        pytest.param("_documents", "bpe:300", "0", (1, 10), marks=pytest.mark.slow),  # while train is being finished
+        pytest.param("forget", "bpe:300", "0", (1, 10), marks=pytest.mark.slow),
+        ("before the rename", "bpe:300", "0", (0, 0)),
+    ],
+)
+def test_killed_while_writing_leaves_no_entry_and_the_next_one_goes_on(
+    book, monkeypatch, when, tokenizer, often, again
+):
+    """The entry that comes out is that of a process that was not killed, to the byte."""
+    cache, whole = book.parent / "cache", book.parent / "whole"
+    died = run_python(KILLED, book, when, cache, tokenizer, often)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    left = entries(cache)
-    assert len(left) == 1
-    assert left[0].startswith(".")
-    corpus = prepare(settings_for(book))
+    (left,) = entries(cache)
+    assert left.startswith(".") and left.endswith(".part")
+    monkeypatch.setattr(tokenizing, "GROUP", 1000)
+    monkeypatch.setattr(documents, "PIECE", 500)
+    add, added = tokenizing.Writer.add, []
+    monkeypatch.setattr(tokenizing.Writer, "add", lambda self, group: added.append(1) or add(self, group))
+    setting = {"tokenizer": tokenizer, "document_separator": "7:"}
+    corpus = prepare(settings_for(book, **setting))
+    assert again[0] <= len(added) <= again[1]
     assert whole_text(corpus) == TEXT.encode()
     assert entries(cache) == [corpus.folder.name]
+    other = prepare(DataConfig(source=str(book), cache=str(whole), **setting)).folder
+    assert [path.name for path in sorted(other.iterdir())] == [path.name for path in sorted(corpus.folder.iterdir())]
+    for path in other.iterdir():
+        assert path.read_bytes() == (corpus.folder / path.name).read_bytes(), path.name
 
 
 def test_an_entry_appears_at_once_and_flushed(book, monkeypatch):
@@ -178,7 +205,7 @@ def test_an_entry_appears_at_once_and_flushed(book, monkeypatch):
     inodes = [inode for _, inode in flushed]
     assert {path.stat().st_ino for path in folder.iterdir()} < set(inodes)
     assert inodes[-2:] == [folder.stat().st_ino, folder.parent.stat().st_ino]
-    assert flushed[-2][0].startswith(f".{folder.name}.")
+    assert flushed[-2][0] == f".{folder.name}.part"
 
 
 def prepare_and_report(book, barrier, queue):
@@ -290,7 +317,7 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.text(alphabet="ab \n\t\0é"), max_size=5), st.integers(1, 6))
 def test_words_are_counted_over_pieces(texts, size):
-    counter = store.WordCounter()
+    counter = WordCounter()
     for text in texts:
         content = text.encode()
         for at in range(0, len(content), size):
@@ -300,9 +327,9 @@ def test_words_are_counted_over_pieces(texts, size):
 
 def test_groups_are_bounded_and_complete():
     pieces = list(cut(os.urandom(9_000_000), "here"))
-    together = list(store.groups(pieces))
+    together = list(tokenizing.groups(pieces))
     assert [piece for group in together for piece in group] == pieces
-    assert all(sum(len(piece.text) for piece in group) < store.GROUP + (1 << 18) for group in together)
+    assert all(sum(len(piece.text) for piece in group) < tokenizing.GROUP + (1 << 18) for group in together)
     assert len(together) == 3
 
 

@@ -20,8 +20,9 @@ from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import open_source
 from transformer_vq.data.documents import Piece, border_of
 from transformer_vq.data.sources import Source
-from transformer_vq.data.store import Corpus, Progress, TokenFile, check_lengths, prepare, read_split
+from transformer_vq.data.store import Corpus, TokenFile, check_lengths, prepare
 from transformer_vq.data.tokenizers import Tokenizer, make_tokenizer, tokenizer_identity
+from transformer_vq.data.tokenizing import Progress, read_split
 
 SAMPLE = 200_000_000
 """Bytes that a BPE is trained on, at most."""

@@ -4,8 +4,8 @@
     and, where a token is not a byte, .covers and .words_begun: bytes of the text and words that begin under each token
     KEY = hash of (format, the source's content and splits, tokenizer, the settings of `data` that change tokens)
 
-An entry is written into a temporary folder beside it, flushed to the disk and renamed, under a lock: a folder with a
-KEY is whole, whatever was killed and however many processes race.
+An entry is written into a folder `.KEY.part` beside it, flushed to the disk and renamed, under a lock: a folder with a
+KEY is whole, whatever was killed and however many processes race. How it is written: tokenizing.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,38 +25,16 @@ from numpy.typing import NDArray
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.cache import cache_of
 from transformer_vq.data.corpora import open_source
-from transformer_vq.data.documents import (
-    SPLITS,
-    Border,
-    Piece,
-    border_of,
-    reads_pictures,
-    separator_of,
-    split_at_separator,
-    take,
-)
+from transformer_vq.data.documents import SPLITS, Piece, border_of, separator_of
 from transformer_vq.data.sources import Source
 from transformer_vq.data.token_files import TokenSource, holds_tokens, open_tokens, store_tokens
-from transformer_vq.data.tokenizers import (
-    Encoded,
-    IdTokenizer,
-    Tokenizer,
-    load_tokenizer,
-    make_tokenizer,
-    reads_bytes,
-    token_dtype,
-    tokenizer_identity,
-)
+from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer, reads_bytes, token_dtype, tokenizer_identity
+from transformer_vq.data.tokenizing import COUNTS, JOURNAL, Progress, tokenize
+from transformer_vq.data.words import WordCounter
 from transformer_vq.files import room
 
 FORMAT = 3
-GROUP = 1 << 22
-"""Bytes that are tokenized at once."""
-COUNTS = ("covers", "words_begun")
-"""Files of one number a token."""
-
-Progress = Callable[[str, int], None]
-"""Called with a split's name and the bytes read of it so far."""
+META = "meta.json"
 
 
 @dataclass(frozen=True)
@@ -226,15 +202,15 @@ def check_lengths(corpus: Corpus, seq_len: int, streams: int = 1, updates: int =
 
 def is_whole(entry: Path) -> bool:
     """There, and every file of the size it was written with."""
-    if not (entry / "meta.json").is_file():
+    if not (entry / META).is_file():
         return False
-    files: dict[str, int] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["files"]
+    files: dict[str, int] = json.loads((entry / META).read_text(encoding="utf-8"))["files"]
     return all((entry / name).is_file() and (entry / name).stat().st_size == size for name, size in files.items())
 
 
 def open_entry(entry: Path, source: Source | TokenSource) -> Corpus:
     """Map the token files of a whole entry."""
-    meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+    meta = json.loads((entry / META).read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(entry)
     splits = {name: open_split(entry, name, meta["splits"][name], tokenizer) for name in SPLITS}
     notes = (*source.notes, *meta["notes"])
@@ -249,7 +225,7 @@ def open_split(entry: Path, name: str, meta: dict[str, Any], tokenizer: Tokenize
     return TokenFile(
         name,
         np.memmap(entry / f"{name}.tokens", token_dtype(tokenizer.vocab_size), "r"),
-        np.load(entry / f"{name}.documents.npy"),
+        np.load(entry / f"{name}.documents.npy", "r"),
         meta["bytes"],
         meta["words"],
         tokenizer,
@@ -259,192 +235,33 @@ def open_split(entry: Path, name: str, meta: dict[str, Any], tokenizer: Tokenize
 
 
 def write_entry(entry: Path, source: Source | TokenSource, config: DataConfig, progress: Progress | None) -> None:
-    """Tokenize all splits into a temporary folder and rename it to `entry`. The caller holds the entry's lock."""
-    for dead in entry.parent.glob(f".{entry.name}.*"):  # left by a process that was killed
-        shutil.rmtree(dead)
+    """Tokenize all splits into a folder beside `entry` and rename it. The caller holds the entry's lock.
+
+    What an error has stopped is removed; what was killed or interrupted is gone on from.
+    """
     if entry.exists():
         shutil.rmtree(entry)  # damaged
-    folder = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+    folder = entry.with_name(f".{entry.name}.part")
+    for dead in entry.parent.glob(f".{entry.name}.*"):  # where nothing was noted yet, or by an earlier version
+        if dead != folder or not (folder / JOURNAL).is_file():
+            shutil.rmtree(dead)
+    folder.mkdir(exist_ok=True)
     try:
         if isinstance(source, TokenSource):
             meta = store_tokens(folder, source, config)
         else:
             meta = tokenize(folder, source, config, progress)
-        files = {path.name: path.stat().st_size for path in folder.iterdir()}
-        (folder / "meta.json").write_text(json.dumps({**meta, "files": files}, indent=1), encoding="utf-8")
+        kept = [path for path in sorted(folder.iterdir()) if path.name not in (JOURNAL, META)]
+        files = {path.name: path.stat().st_size for path in kept}
+        (folder / META).write_text(json.dumps({**meta, "files": files}, indent=1), encoding="utf-8")
         for path in [*folder.iterdir(), folder]:
             flush(path)
+        (folder / JOURNAL).unlink(missing_ok=True)
         folder.rename(entry)
         flush(entry.parent)
-    finally:
+    except Exception:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progress | None) -> dict[str, Any]:
-    """Write tokenizer and token files of all splits; what has to be known about them is returned."""
-    border = border_of(config, reads_text=not reads_bytes(tokenizer_identity(config.tokenizer)))
-    tokenizer = make_tokenizer(config.tokenizer, read_split(source, "train", config, border))
-    if isinstance(tokenizer, IdTokenizer):
-        raise ConfigError(
-            f"data.tokenizer = {config.tokenizer}: is for tokens without text (a folder of train.bin); "
-            f"data.source = {config.source} holds text"
-        )
-    tokenizer.save(folder)
-    text_hash = hashlib.sha256()
-    meta: dict[str, Any] = {"splits": {}, "notes": []}
-    total, lost, unknown = 0, 0, 0
-    for name in SPLITS:
-        starts: list[NDArray[np.int64]] = []
-        words, size, length = WordCounter(), 0, 0
-        with (folder / f"{name}.tokens").open("wb") as file, Counts(folder, name) as counts:
-            for group in groups(read_split(source, name, config, border)):
-                begun = [words.read(piece) for piece in group]
-                for piece in group:
-                    text_hash.update(piece.text)
-                    size += len(piece.text)
-                encoded = tokenizer.encode_pieces(group)
-                unknown += int((encoded.ids == tokenizer.unknown_id).sum()) if tokenizer.unknown_id is not None else 0
-                lost += encoded.lost
-                begins = np.array([piece.begins for piece in group])
-                starts.append(length + (np.cumsum(encoded.lengths) - encoded.lengths)[begins])
-                length += len(encoded.ids)
-                encoded.ids.tofile(file)
-                counts.add(group, encoded, begun)
-                if progress is not None:
-                    progress(name, size)
-        if length == 0:
-            raise ConfigError(f"data.source = {config.source}: no text for {name}; the corpus is too small to be split")
-        documents = np.unique(np.concatenate(starts))  # a document without tokens begins where the next one does
-        np.save(folder / f"{name}.documents.npy", documents[documents < length])
-        word_count = 0 if reads_pictures(config) else words.words
-        meta["splits"][name] = {"bytes": size, "words": word_count, **counts.dtypes}
-        total += size
-    if unknown:
-        meta["notes"].append(f"{unknown:,} tokens are the tokenizer's unknown token: it lacks some of the characters")
-    if lost:
-        meta["notes"].append(
-            f"{share(lost, total)} of the text does not come back from its tokens: {lost:,} of {total:,} bytes lie "
-            "under tokens that stand for another text; bits per byte count the bytes that were read"
-        )
-    if config.tokenizer.startswith("bpe:") and tokenizer.vocab_size < int(config.tokenizer.removeprefix("bpe:")):
-        meta["notes"].append(f"the text has pairs to merge for {tokenizer.vocab_size} tokens only")
-    meta["notes"] += source.measured()
-    return {**meta, "sha256": text_hash.hexdigest()}
-
-
-def share(part: int, whole: int) -> str:
-    """A share in per cent that is 0 or 100 % only where it is exactly that."""
-    per_cent = 100 * part / whole
-    rounded = f"{per_cent:.2f} %" if per_cent < 10 else f"{per_cent:.1f} %"
-    if part and float(rounded[:-2]) == 0:
-        return "less than 0.01 %"
-    return "more than 99.9 %" if part < whole and float(rounded[:-2]) == 100 else rounded
-
-
-class Counts:
-    """Writes, beside the tokens of a split, the bytes and the beginnings of words under each of them.
-
-    Bytes of pieces without a token belong to the next token, those at the end of the split to its last one. Nothing is
-    written where a token is a byte.
-    """
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.dtypes: dict[str, str | None] = dict.fromkeys(COUNTS)
-        """Types of the files, once they are closed; None: there is none."""
-        self._paths = [folder / f"{split}.{kind}" for kind in COUNTS]
-        self._wide = [folder / f"{split}.{kind}.wide" for kind in COUNTS]
-        self._waiting = np.zeros(2, np.int64)
-        self._bytewise = False
-
-    def __enter__(self) -> Counts:
-        self._files = [path.open("w+b") for path in self._wide]
-        return self
-
-    def add(self, group: Sequence[Piece], encoded: Encoded, begun: Sequence[NDArray[np.int64]]) -> None:
-        """Pieces, what they were encoded to, and the places in each at which words begin."""
-        if encoded.covers is None:
-            self._bytewise = True
-            return
-        at = 0
-        for piece, length, words in zip(group, encoded.lengths.tolist(), begun, strict=True):
-            covers = encoded.covers[at : at + length]
-            at += length
-            if not length:
-                self._waiting += len(piece.text), len(words)
-                continue
-            ends = np.cumsum(covers)
-            under = np.bincount(np.searchsorted(ends, words, side="right"), minlength=length)
-            for file, numbers, more in zip(self._files, (covers, under), self._waiting, strict=True):
-                wide = numbers.astype(np.uint32)
-                wide[0] += more
-                wide.tofile(file)
-            self._waiting[:] = 0
-
-    def __exit__(self, *_: object) -> None:
-        for kind, path, wide, file, more in zip(
-            COUNTS, self._paths, self._wide, self._files, self._waiting.tolist(), strict=True
-        ):
-            if file.tell() >= 4 and more:
-                file.seek(-4, os.SEEK_END)
-                last = np.fromfile(file, np.uint32, 1) + np.uint32(more)
-                file.seek(-4, os.SEEK_END)
-                last.tofile(file)
-            file.close()
-            if not self._bytewise and wide.stat().st_size:
-                numbers = np.memmap(wide, np.uint32, "r")
-                dtype = np.min_scalar_type(numbers.max())
-                with path.open("wb") as narrow:
-                    for at in range(0, len(numbers), GROUP):
-                        numbers[at : at + GROUP].astype(dtype).tofile(narrow)
-                self.dtypes[kind] = dtype.name
-                del numbers
-            wide.unlink()
-
-
-def read_split(source: Source, name: str, config: DataConfig, border: Border) -> Iterator[Piece]:
-    """The pieces of a split, at most `max_bytes` (`max_eval_bytes`) of them, documents split at the separator."""
-    pieces = source.splits[name]()
-    limits = [config.max_bytes, None if name == "train" else config.max_eval_bytes]
-    for limit in filter(None, limits):
-        pieces = take(pieces, 0, limit, border)
-    if (separator := separator_of(config)) is not None:
-        pieces = split_at_separator(pieces, separator)
-    return pieces
-
-
-def groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in groups of about GROUP bytes."""
-    group: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece.text)
-        if size >= GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-class WordCounter:
-    """Counts words, separated by ASCII white space, over pieces: a word may go on in the next piece."""
-
-    SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\n\r\v\f", np.uint8))
-
-    def __init__(self) -> None:
-        self.words = 0
-        self._after_space = True
-
-    def read(self, piece: Piece) -> NDArray[np.int64]:
-        """Count the words that begin in this piece; the places of their first bytes are returned."""
-        if not piece.text:
-            return np.empty(0, np.int64)
-        space = self.SPACE[np.frombuffer(piece.text, np.uint8)]
-        before = self._after_space or piece.begins
-        places = np.flatnonzero(~space & np.concatenate([[before], space[:-1]]))
-        self.words += len(places)
-        self._after_space = bool(space[-1])
-        return places
+        raise
 
 
 def flush(path: Path) -> None:
