@@ -19,6 +19,7 @@ def test_a_language_model_is_compared_and_drawn(capsys, trained, tmp_path):
     picture = tmp_path / "gradients.png"
     assert run(["doctor", f"{trained}@best", *FEW, "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
+    assert out.startswith("looked at the weights of step ") and ", 8 x 32 tokens of " in out.splitlines()[0]
     assert "ste (the run's)" in out and "cosine at 0.25" in out and "draws with another code" in out
     assert picture.stat().st_size > 1000
 

@@ -60,10 +60,10 @@ def model_and_batch(run: str, overrides: list[str], rows: int) -> tuple[Transfor
         return task.model, Batch(tokens, labels), f"the weights of step {step}, {rows} x {tokens.shape[1]} tokens"
     settings = load_config(folder_of(run), overrides, RunConfig)
     count = -(-rows // (settings.train.micro_batch or settings.train.batch_size))
-    model, batches, _ = model_and_batches(run, settings, count)
+    model, batches, described = model_and_batches(run, settings, count)
     tokens, labels = (torch.cat([getattr(b, name) for b in batches])[:rows] for name in ("tokens", "labels"))
     segments = (
         None if batches[0].segments is None else torch.cat([b.segments for b in batches if b.segments is not None])
     )
-    which = f"{rows} x {tokens.shape[1]} tokens of {settings.data.source}"
-    return model, Batch(tokens, labels, None if segments is None else segments[:rows]), f"{run}, {which}"
+    which = f"{described.partition(',')[0]}, {rows} x {tokens.shape[1]} tokens of {settings.data.source}"
+    return model, Batch(tokens, labels, None if segments is None else segments[:rows]), which
