@@ -10,7 +10,7 @@ cost/peak_bytes       most memory so far: of tensors on a GPU, of the whole proc
 cost/read_per_s       tokens (or images) that all processes' readers could have delivered a second
 
 What cannot be measured is left out: `communication` of one process, under `train.shard`, and on a GPU of all but
-gradients; `mfu` of a model whose operations nobody counts.
+gradients, of steps in one pass; `mfu` of a model whose operations nobody counts.
 """
 
 from __future__ import annotations

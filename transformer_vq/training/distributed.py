@@ -96,21 +96,24 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
-def share_gradients(module: nn.Module, accelerator: Accelerator, partly_used: bool) -> nn.Module:
-    """The module as DDP wraps it (alone: as it is). Buffers stay each process's own: codebooks are kept equal by us."""
+def share_gradients(module: nn.Module, accelerator: Accelerator, partly_used: bool, timed: bool) -> nn.Module:
+    """The module as DDP wraps it (alone: as it is). Buffers stay each process's own: codebooks are kept equal by us.
+
+    timed: see `gradients_waited`. On a GPU each forward pass then waits for the backward pass before it.
+    """
     if accelerator.ddp_handler is not None:
         accelerator.ddp_handler.find_unused_parameters = partly_used
     with warnings.catch_warnings():  # torch 2.13 renames the argument, Accelerate knows the old name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         prepared: nn.Module = accelerator.prepare_model(module)
-    if isinstance(prepared, DistributedDataParallel):
+    if timed and isinstance(prepared, DistributedDataParallel):
         prepared._set_ddp_runtime_logging_sample_rate(1)
     return prepared
 
 
 def gradients_waited(module: nn.Module) -> float:
     """Seconds that DDP's sums of gradients took beyond the backward pass that they overlap, by its own clock, in the
-    step before this one; 0 where there is no DDP.
+    step before this one; 0 where there is no DDP, or it is not timed.
     """
     if not isinstance(module, DistributedDataParallel):
         return 0.0

@@ -7,7 +7,6 @@ checkpoint repeats everything behind it bit for bit, its evaluation included.
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -17,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from transformer_vq import __version__
 from transformer_vq.clock import spent
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
@@ -38,10 +36,11 @@ from transformer_vq.training.early_stop import Patience, check_patience
 from transformer_vq.training.origin import warm_start
 from transformer_vq.training.progress import Progress
 from transformer_vq.training.run_folder import RunFolder
-from transformer_vq.training.sharding import check_sharding, let_go, local, views_may_leave_layers
+from transformer_vq.training.sharding import check_sharding, let_go, views_may_leave_layers
 from transformer_vq.training.signals import Signals
 from transformer_vq.training.snapshot import Position, read_imported, read_snapshot, write_snapshot
 from transformer_vq.training.step import NotFinite, StepAbandoned, Stepper
+from transformer_vq.training.summary import device_name, made_on, sizes
 from transformer_vq.training.task import EvaluationStopped, Task
 from transformer_vq.training.trackers import Trackers, check_trackers
 from transformer_vq.training.watch import Watch
@@ -169,7 +168,7 @@ class Loop:
         self.patience = Patience(config.train.patience)
         evaluations = config.train.steps // config.eval.every if config.eval.every else 0
         self.trackers = Trackers(accelerator, folder.path, config.train.trackers, evaluations)
-        unseen = self.step.sharded or (context > 1 and accelerator.device.type == "cuda")
+        unseen = not self.step.gradients_timed or (context > 1 and accelerator.device.type == "cuda")
         reader = self.step.reader
         self.costs = Costs(task.unit, task.flops_per_unit, config.train, accelerator, reader, unseen)
         self.watch = Watch(
@@ -368,7 +367,6 @@ class Loop:
             numbers = {split: self._evaluate(split, final=True) for split in self.task.splits}
         early = {"early_stop": self.patience.report()} if self.at.done < self.train.steps else {}
         modules = [player.module for player in self.task.players.values()]
-        held = sum(local(p).numel() for module in modules for p in module.parameters())
         units, seconds = (now - then for now, then in zip((self.at.units, self.at.seconds), self.began, strict=True))
         recorded = on_main(self.accelerator, lambda: self.folder.sums("train", PREFIX))
         peak_bytes = max(everyones(self.costs.peak_bytes(), self.accelerator))
@@ -383,16 +381,9 @@ class Loop:
             self.task.unit: self.at.units,
             "seconds": self.at.seconds,
             f"{self.task.unit}_per_s": self.at.units / max(self.at.seconds, 1e-9),
-            "parameters": sum(p.numel() for module in modules for p in module.parameters()),
-            "parameters_per_process": max(everyones(held, self.accelerator)),
+            **sizes(modules, self.accelerator),
             "cost": self.costs.summary(recorded, units / max(seconds, 1e-9), peak_bytes),
-            "device": device_name(self.accelerator.device),
-            "processes": self.accelerator.num_processes,
-            "versions": {
-                "transformer_vq": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            **made_on(self.accelerator),
         }
 
         def write() -> dict[str, Any] | None:
@@ -401,13 +392,6 @@ class Loop:
             return self.folder.summary()
 
         return on_main(self.accelerator, write, long=True) or {}
-
-
-def device_name(device: torch.device) -> str:
-    """Like `cuda (NVIDIA H100)` or `cpu (2 threads)`."""
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
 def shard_of(config: RunSettings) -> str:

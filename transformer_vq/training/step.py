@@ -74,6 +74,7 @@ class Stepper:
         rank, rows_over = accelerator.process_index // context, processes // context
         self.slices = micro_batches(train, rank, rows_over, even=self.sharded)
         self.layout = Layout(self.slices, context)
+        self.gradients_timed = not self.sharded and (accelerator.device.type == "cpu" or len(self.slices) == 1)
         self.reader = Reader(self._read, train.steps, accelerator.device)
         self.optimizers: dict[str, Optimizers] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -91,7 +92,9 @@ class Stepper:
             if self.train.compile:
                 self.task.compile(name)
             self.modules[name] = (
-                player.module if self.sharded else share_gradients(player.module, self.accelerator, player.partly_used)
+                player.module
+                if self.sharded
+                else share_gradients(player.module, self.accelerator, player.partly_used, self.gradients_timed)
             )
 
     def __call__(self, step: int) -> tuple[dict[str, float], int]:
