@@ -29,6 +29,7 @@ def two(tmp_path_factory):
     return configs["none"].model.model_copy(update={"vocab_size": 256}), found
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("shard", CASES)
 def test_two_processes_keep_and_send_what_the_formulas_say(two, shard):
@@ -84,6 +85,7 @@ def test_the_cheapest_layout_that_fits(monkeypatch):
     assert [one.context for one in layouts(1024, 8) if not one.checkpoint] == [1, 1, 2, 2], "a piece holds a window"
 
 
+@pytest.mark.slow
 def test_activations_are_a_line_in_the_length():
     """What `footprint` finds at a third length lies on the line through the two that are looked at."""
     line = scaling.activations("125M", True)

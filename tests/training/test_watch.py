@@ -131,6 +131,15 @@ def test_alone_only_a_checkpoint_is_watched(monkeypatch):
         assert len(said) == 1
 
 
+def test_a_store_that_is_gone_is_the_launchers_affair(monkeypatch):
+    class Gone(Store):
+        def set(self, key, value):
+            raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(Watch, "_end", lambda self, complaint: pytest.fail(complaint))
+    assert Watch(Clock(()), lambda: 5, 0, 2, timeout=8.0)._tell(Gone(), "w/") is False
+
+
 def test_a_store_that_does_not_answer():
     assert within(20, lambda: 3) == 3
     forever = threading.Event()

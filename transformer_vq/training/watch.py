@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
@@ -110,7 +110,8 @@ class Watch:
             if stands is None:
                 self._end(f"the launcher's store, kept by it or by process 0, has not answered for {self.timeout:g} s")
             elif stands and self.still >= self.timeout:
-                self._judge(store, prefix)
+                with suppress(RuntimeError):  # of a store that is gone, likewise
+                    self._judge(store, prefix)
 
     def _stand(self) -> Stand:
         within = self.clock.within
