@@ -1,6 +1,7 @@
 """Started by `torchrun`: train every run config of a JSON file.
 
 What the processes hand to each other in a step, and what each keeps after it, goes into `traffic-RANK.json` of the run.
+LOCAL: how many processes a machine has, as far as `hybrid` is told.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def counted(self, step):
 
 if __name__ == "__main__":
     Stepper.__call__ = counted
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL", os.environ["LOCAL_WORLD_SIZE"])
     with open(sys.argv[1], encoding="utf-8") as file:
         for tree in json.load(file):
             run(validate(tree, RunConfig), quiet=True)

@@ -49,6 +49,28 @@ def test_two_processes_keep_and_send_what_the_formulas_say(two, shard):
         assert gathers == ({"_allgather_base_ float32", "_reduce_scatter_base_ float32"} if shard == "full" else set())
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_machines_of_two_keep_and_send_what_the_formulas_say(tmp_path, monkeypatch):
+    """What is handed to collectives, since rings of a machine and between machines have another share of it each."""
+    config = tiny_run(tmp_path, "hybrid", **{**SHAPE, "train__batch_size": 4, "train__shard": "hybrid"})
+    (tmp_path / "configs.json").write_text(json.dumps([config.model_dump(mode="json")]), encoding="utf-8")
+    monkeypatch.setenv("LOCAL", "2")
+    monkeypatch.setattr(scaling, "MACHINE", 2)
+    torchrun(4, str(TESTS / "bench" / "scaling_processes.py"), str(tmp_path / "configs.json"))
+    of, layout = numbers(config.model.model_copy(update={"vocab_size": 256})), Layout(4, "hybrid")
+    P, n, N = of.parameters, 2, 4
+    for rank in range(4):
+        mine = json.loads((tmp_path / "hybrid" / f"traffic-{rank}.json").read_text())
+        for name in ("weights", "gradients", "optimizer", "codebooks"):
+            assert mine[name] == kept(of, layout)[name], name
+        gathered, scattered = (mine["sent"][f"_{what}_base_ float32"] for what in ("allgather", "reduce_scatter"))
+        assert (gathered, scattered) == (4 * (2 * P - of.outside), 4 * P)
+        assert mine["sent"]["allreduce_ float32"] == 4 * P / n + 4 * of.statistics
+        inside, between = (n - 1) / n * (gathered + scattered), 2 * (1 - n / N) * 4 * P / n
+        assert sent(of, layout)["parameters"] == inside + between
+
+
 def test_formulas_at_their_edges():
     of = Numbers(parameters=1000, layer=100, outside=200, codebooks=7, statistics=10)
     one = Layout(1)
