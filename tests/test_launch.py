@@ -21,7 +21,7 @@ from transformer_vq.training import run
 from transformer_vq.training.run_folder import RunFolder
 
 LAUNCH = Path(__file__).parents[1] / "scripts" / "launch"
-PROCESSES = {"gpu-1": (1, 1), "gpus-8": (1, 8), "gpus-2x8": (2, 16), "fsdp-8": (1, 8)}
+PROCESSES = {"gpu-1": (1, 1), "gpus-8": (1, 8), "gpus-2x8": (2, 16), "fsdp-8": (1, 8), "context-8": (1, 8)}
 SBATCH = {  # of sbatch(1), those that are used, and what they take
     "job-name": r"[\w-]+",
     "nodes": r"\d+",
