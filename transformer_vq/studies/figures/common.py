@@ -43,3 +43,8 @@ def tidy(axes: Axes, grid: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9ca3af")
     axes.xaxis.set_major_locator(MaxNLocator(6)) if axes.get_xscale() == "linear" else None
+
+
+def name_lines(axes: Axes) -> None:
+    """A legend beside the lines, not on them."""
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from transformer_vq.evaluation.plots import shown
 from transformer_vq.studies.emergence import Emergence
-from transformer_vq.studies.figures.common import MOST_LINES, styles, tidy
+from transformer_vq.studies.figures.common import MOST_LINES, name_lines, styles, tidy
 
 BANDS = 3  # with more lines than this, their bands would hide each other
 
@@ -47,5 +47,5 @@ def emerged(found: Sequence[Emergence]) -> Figure | None:
     axes.set_xlabel(drawn[0].unit, fontsize=9.5)
     axes.set_ylabel("share of seeds that have emerged", fontsize=9.5)
     tidy(axes, grid="both")
-    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    name_lines(axes)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter
 from transformer_vq.config.study import FigureConfig
 from transformer_vq.evaluation.plots import shown
 from transformer_vq.studies.design import short_names
-from transformer_vq.studies.figures.common import MOST_LINES, foremost, styles, tidy
+from transformer_vq.studies.figures.common import MOST_LINES, foremost, name_lines, styles, tidy
 from transformer_vq.studies.kinds import property_of
 from transformer_vq.studies.outcomes import flat, read_summary
 from transformer_vq.studies.results import Results, curve
@@ -44,7 +44,7 @@ def curves(results: Results) -> Figure | None:
     axes.set_ylabel(shown(f"{settings.tune_split} {settings.main_metric}"), fontsize=9.5)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     tidy(axes, grid="both")
-    axes.legend(frameon=False, fontsize=8.5, ncols=1 if len(drawn) < 6 else 2)
+    name_lines(axes)
     return figure
 
 
@@ -69,7 +69,7 @@ def lines(results: Results, wanted: FigureConfig) -> Figure | None:
     axes.set_xlabel(shown(wanted.x), fontsize=9.5)
     axes.set_ylabel(shown(wanted.y), fontsize=9.5)
     tidy(axes, grid="both")
-    axes.legend(frameon=False, fontsize=8.5)
+    name_lines(axes)
     return figure
 
 
