@@ -302,7 +302,7 @@ def test_plot_lists_the_pictures(capsys, trained):
     assert run(["plot", trained, "--json"]) == 0
     plots = json.loads(capsys.readouterr().out)["plots"]
     assert all(Path(plot).is_file() for plot in plots)
-    assert len(plots) == 3
+    assert len(plots) == 4
 
 
 def test_an_estimator_in_the_working_folder_is_found(tmp_path):

@@ -97,7 +97,8 @@ def test_every_command_is_understood(page, words, reader, capsys):
     for dry in DRY_RUNS:
         if given[: len(dry.split())] == dry.split():
             flags = [] if dry == "describe" or "--dry-run" in given else ["--dry-run"]
-            assert cli([*given, *flags]) == 0, capsys.readouterr().err
+            smaller = ["model.layers=2"] if "lm/enwik8" in given else []  # its estimate of memory goes layer by layer
+            assert cli([*given, *smaller, *flags]) == 0, capsys.readouterr().err
 
 
 def check_other_command(words):
