@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from transformer_vq.bench import communication
 from transformer_vq.config import TransformerVQConfig
+from transformer_vq.config.quantizer import VQConfig
 from transformer_vq.models import footprint
 from transformer_vq.models.describe import TRAINING, describe
 
@@ -96,7 +97,7 @@ def model(name: str, checkpoint: bool = False) -> TransformerVQConfig:
         window=512,
         tied_embedding=True,
         checkpoint_activations=checkpoint,
-        quantizer={"kind": "vq", "codes": 512},  # type: ignore[arg-type]
+        quantizer=VQConfig(codes=512),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def write_pieces(run: Path, pieces: Mapping[str, Pieces]) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"{name}:{field}": x for name, metric in found.items() for field, x in metric._asdict().items()}
-        write(folder / f"{split}.npz", lambda place, arrays=arrays: np.savez_compressed(place, **arrays))  # type: ignore[misc]
+        write(folder / f"{split}.npz", partial(np.savez_compressed, allow_pickle=False, **arrays))
 
 
 def read_pieces(run: Path, split: str) -> Pieces:
