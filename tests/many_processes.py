@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import TESTS, torchrun
 from helpers import timeless
 from tiny_run import tiny_run
 
 from transformer_vq.training.checkpoints import load_tensors
-
-TESTS = Path(__file__).parent
 
 
 def launch(folder: Path, runs: list[tuple[dict[str, Any], bool]], processes: int) -> None:
@@ -23,22 +19,6 @@ def launch(folder: Path, runs: list[tuple[dict[str, Any], bool]], processes: int
     todo = folder / "runs.json"
     todo.write_text(json.dumps(runs), encoding="utf-8")
     torchrun(processes, str(TESTS / "training" / "sharded_processes.py"), str(todo))
-
-
-def torchrun(processes: int, *arguments: str, fails: bool = False) -> str:
-    """What the command prints, or with `fails` complains about; fails with the end of what it complains about."""
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*command, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=560,
-        check=False,
-    )
-    assert (done.returncode != 0) is fails, done.stderr[-3000:]
-    return done.stderr if fails else done.stdout
 
 
 def tree(folder: Path, name: str, **settings: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import TESTS, torchrun
 from helpers import assert_same
 from tiny_run import tiny_run
 
@@ -17,7 +18,6 @@ from transformer_vq.training import run
 from transformer_vq.training.checkpoints import load_tensors
 from transformer_vq.training.distributed import asked_for, checksum
 
-TESTS = Path(__file__).parents[1]
 PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 CASES = {
     "fp64": {"train__precision": "fp64", "train__micro_batch": 1, "data__document_boundaries": "reset"},
@@ -37,28 +37,13 @@ CASES = {
 }
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as launcher:
-        try:
-            output, _ = launcher.communicate(timeout=200)
-        except subprocess.TimeoutExpired:
-            launcher.terminate()  # it takes its two processes with it; a kill would leave them
-            raise
-    return subprocess.CompletedProcess(command, launcher.returncode, output)
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     """Every case trained by two processes, in one launch: runs follow one another, codebooks compared at every step."""
     folder = tmp_path_factory.mktemp("two")
     configs = [tiny_run(folder, name, **settings).model_dump(mode="json") for name, settings in CASES.items()]
     (folder / "configs.json").write_text(json.dumps(configs))
-    done = torchrun(str(TESTS / "two_processes.py"), str(folder / "configs.json"))
-    assert done.returncode == 0, done.stdout[-3000:]
+    torchrun(2, str(TESTS / "two_processes.py"), str(folder / "configs.json"))
     return folder
 
 
@@ -127,8 +112,7 @@ def test_drift_and_errors_are_told_by_every_process(tmp_path):
         "except ProcessesDiffer as error:\n"
         "    (folder / f'drift-{rank}').write_text(str(error))\n"
     )
-    done = torchrun(str(script), str(tmp_path))
-    assert done.returncode == 0, done.stdout[-3000:]
+    torchrun(2, str(script), str(tmp_path))
     for rank in (0, 1):
         assert "batch_size = 1: must be at least 2" in (tmp_path / f"few-{rank}").read_text()
         assert "/nowhere.txt" in (tmp_path / f"missing-{rank}").read_text()
@@ -168,8 +152,7 @@ def test_a_signal_or_a_full_disk_of_one_process_is_everyones(tmp_path):
         "snapshot.save_tensors = save\n"
         "attempt('none', True)\n"
     )
-    done = torchrun(str(script), str(tmp_path))
-    assert done.returncode == 0, done.stdout[-3000:]
+    torchrun(2, str(script), str(tmp_path))
     for rank in (0, 1):
         assert "stopped after step 9 of 20" in (tmp_path / f"term-{rank}").read_text()
         error = (tmp_path / f"full-{rank}").read_text()
