@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from forked import torchrun
 from helpers import assert_same
 
 from transformer_vq.quantizers import build_quantizer
@@ -17,8 +14,9 @@ SCRIPT = """
 import sys, torch, torch.distributed as dist
 from transformer_vq.config import ConfigError
 from transformer_vq.quantizers import build_quantizer
-rank, folder, few = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "few"
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+folder, few = sys.argv[1], sys.argv[2] == "few"
+dist.init_process_group("gloo")
+rank = dist.get_rank()
 results = {}
 for name, settings in torch.load(f"{folder}/settings.pt").items():
     q = build_quantizer(settings, 2, 4).double()
@@ -43,14 +41,8 @@ def both(folder, settings, keys, few=False):
     """What two processes end with, each with half of every batch."""
     torch.save(settings, folder / "settings.pt")
     torch.save(keys, folder / "keys.pt")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(folder), "few" if few else "all"], env=environment
-        )
-        for rank in (0, 1)
-    ]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    torchrun(2, str(folder / "script.py"), str(folder), "few" if few else "all", GLOO_SOCKET_IFNAME="lo")
     return [torch.load(folder / f"results{rank}.pt") for rank in (0, 1)]
 
 
