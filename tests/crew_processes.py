@@ -20,6 +20,7 @@ from transformer_vq.evaluation import evaluate, evaluate_sources, language
 from transformer_vq.evaluation.crew import Crew
 from transformer_vq.evaluation.histograms import KeyHistograms
 from transformer_vq.evaluation.length import score_texts
+from transformer_vq.training.context import ProcessLine
 from transformer_vq.training.recall import RecallTask
 from transformer_vq.training.sharding import make_mesh, shard_model
 
@@ -58,6 +59,32 @@ def numbers(crew: Crew) -> dict[str, dict[str, object]]:
     return found
 
 
+def texts(crew: Crew) -> dict[str, dict[str, object]]:
+    """Texts of full context that are longer than a process's share; calls do not share out evenly."""
+    split, long = tiny_split(93, documents=(0, 20, 37, 80, 81)), tiny_split(93, documents=(0, 3, 85))
+    settings = {"position": "rotary", "block": "transformer", "conv": 3, "kv_heads": 1}
+    models = {
+        "plain": tiny_model(),
+        "window of many calls": tiny_model(window=12),
+        "no cache": tiny_model(cache=False),
+        "all": tiny_model(**settings),
+        "every key": tiny_model("none"),
+    }
+    if crew.in_step:
+        models = {name: models[name] for name in ("plain", "all")}
+        for model in models.values():
+            shard_model(model, make_mesh("full", torch.device("cpu"), crew.size))
+    else:
+        models["places"] = tiny_model(absolute_positions=True)
+        torch.nn.init.constant_(models["places"].absolute_scale, 0.7)
+    found = {name: evaluate(model, split, "full", 1, recurrence=2, crew=crew) for name, model in models.items()}
+    for name in ("plain", "all"):
+        found[f"{name}, documents"] = evaluate(models[name], long, "full", 1, reset_documents=True, crew=crew)
+    sources = {"a": split, "b": tiny_split(40)}
+    mixture = SimpleNamespace(files=lambda split: sources, alone=None, shares={"a": 0.25, "b": 0.75})
+    return {**found, "mixture": evaluate_sources(models["plain"], mixture, "valid", "full", 2, crew=crew)}
+
+
 if __name__ == "__main__":
     language.PIECE = PIECE
     folder = Path(sys.argv[1])
@@ -66,6 +93,10 @@ if __name__ == "__main__":
     for cut in (False, True):
         found = numbers(Crew(rank, size, in_step=cut))
         (folder / f"numbers-{rank}{'-cut' if cut else ''}.json").write_text(json.dumps(found))
+        lines = {n: ProcessLine(None, closes=True, size=n) for n in range(2, size + 1)}
+        found = texts(Crew(rank, size, in_step=cut, lines=lines))
+        sent = {n: line.sent for n, line in lines.items()}
+        (folder / f"texts-{rank}{'-cut' if cut else ''}.json").write_text(json.dumps([found, sent]))
 
     def stop(done: int, total: int) -> None:
         """Process 1 is asked to stop."""

@@ -32,8 +32,9 @@ def test_counts_that_differ_from_the_formula_are_an_error(monkeypatch: pytest.Mo
 
 
 @pytest.mark.distributed
-def test_a_cut_step_is_timed_beside_a_whole_one() -> None:
-    (row,) = context.run(lengths=(512,), repeats=1, layers=1)
+@pytest.mark.parametrize("evaluation", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_cut_step_is_timed_beside_a_whole_one(evaluation: bool) -> None:
+    (row,) = context.run(lengths=(512,), repeats=1, evaluation=evaluation, layers=1)
     assert (row["tokens"], row["processes"]) == (512, 2)
     assert row["alone_ms"] / row["cut_ms"] == pytest.approx(row["speedup"])
 

@@ -18,7 +18,7 @@ from tiny_run import tiny_run
 from transformer_vq.config import ConfigError, RunConfig, validate
 from transformer_vq.training import load_run, run
 from transformer_vq.training.checkpoints import CheckpointError, Checkpoints, load_tensors, verify
-from transformer_vq.training.sharding import check_sharding, make_mesh
+from transformer_vq.training.sharding import check_scalars, check_sharding, make_mesh
 from transformer_vq.training.step import micro_batches
 
 TESTS = Path(__file__).parents[1]
@@ -245,6 +245,14 @@ def test_what_cannot_be_cut_is_one_line(tmp_path, settings, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
     check_sharding(train, train.shard, 1)  # nothing is cut
     check_sharding(train, "none", 2)
+
+
+def test_a_parameter_without_axes_is_refused_in_one_line(tmp_path):
+    settings = tiny_run(tmp_path, model__absolute_positions=True)
+    with pytest.raises(ConfigError, match=r"model\.absolute_positions = true: .* one number"):
+        check_scalars(settings.model, "hybrid", 2)
+    check_scalars(settings.model, "full", 1)
+    check_scalars(settings.model, "none", 2)
 
 
 def test_machines_have_equal_numbers(monkeypatch):

@@ -123,12 +123,15 @@ def context(
         list[int] | None, typer.Option("--length", min=1, help="Tokens of the row, may be given several times.")
     ] = None,
     processes: Annotated[int, typer.Option("--processes", min=2, help="That share the row, one thread each.")] = 2,
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="Its evaluation with full context in place of the step.")
+    ] = False,
     repeats: Repeats = None,
     json: Json = False,
     out: Out = None,
 ) -> None:
     """A training step on one long row, cut over CPU processes and by one process alone."""
-    _measure("context", json, out, lengths=lengths, processes=processes, repeats=repeats)
+    _measure("context", json, out, lengths=lengths, processes=processes, evaluation=evaluation, repeats=repeats)
 
 
 @bench.command("all")

@@ -73,9 +73,11 @@ def show_plan(settings: RunConfig, resume: bool, overwrite: bool, json: bool) ->
     from transformer_vq.training.context import check_context
     from transformer_vq.training.loop import check_settings
     from transformer_vq.training.run_folder import RunFolder
+    from transformer_vq.training.sharding import check_scalars
 
     check_settings(settings)
     check_context(settings, settings.train.context_parallel)  # a plan may be made where fewer processes are
+    check_scalars(settings.model, settings.train.shard, processes=2)
     finished = RunFolder(settings.run_dir).check(settings.written(), resume, overwrite)
     last = None if overwrite else RunFolder(settings.run_dir).checkpoints.last()
     found = facts(settings)

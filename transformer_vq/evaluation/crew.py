@@ -4,6 +4,10 @@ Work comes in *courses*, calls of the model that follow one another because one 
 windows is a course of one call, a text that is read from its beginning a course of many. A course is dealt whole, and
 cut into calls as one process cuts it, so that every call gives the same numbers wherever it is made.
 
+A course that is longer than a process's share of all is made by all together, where there are lines of processes: as
+many calls at once as there are processes, one each, which hand on what comes before the next as pieces of one sequence
+do (models/split.py). Its numbers are those of one process to rounding.
+
 After each round of calls the processes say whether all is well: an error or a stop of one is everyone's, and nobody
 waits for another longer than a call takes.
 """
@@ -11,18 +15,28 @@ waits for another longer than a call takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from transformer_vq.clock import spent
+from transformer_vq.models.split import Line
 
 T = TypeVar("T")
 K = TypeVar("K")
 
 Progress = Callable[[int, int], None]
+
+
+class Turn(NamedTuple):
+    """A call of a process."""
+
+    course: int
+    call: int
+    beside: int = 1
+    """So many calls of the course are made at once, by the first processes, the first of them by the first."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +49,55 @@ class Crew:
     """Where the group sends numbers from."""
     in_step: bool = False
     """The model's parameters are cut up over the processes, which must call it together, as often each."""
+    lines: Mapping[int, Line] = field(default_factory=dict)
+    """By n, 2 to `size`: the first n processes in a line that closes. Empty: no course is made by all together."""
 
-    def turns(self, courses: Sequence[int]) -> list[tuple[int, int] | None]:
-        """(course, call) of each of this process's calls, in order; None: the others still have some.
+    def turns(self, courses: Sequence[int], together: Sequence[bool] = ()) -> list[Turn | None]:
+        """This process's calls, in order; None: it has none while others have.
 
-        courses: calls of each. Each goes to the process that has the fewest so far.
+        courses: calls of each; together: whether all may make it together, none by default, as they do where it is more
+        than its share. Every other goes to the process that has the fewest so far.
         """
-        loads, mine = [0] * self.size, []
+        share = sum(courses) / self.size
+        shared = {i for i, may in enumerate(together) if may and self.lines and courses[i] > share}
+        mine: list[Turn | None] = []
+        for course in sorted(shared):
+            for first in range(0, courses[course], self.size):
+                beside = min(self.size, courses[course] - first)
+                mine.append(Turn(course, first + self.rank, beside) if self.rank < beside else None)
+        loads, rounds = [0] * self.size, len(mine)
         for course, calls in enumerate(courses):
-            who = loads.index(min(loads))
-            loads[who] += calls
-            if who == self.rank:
-                mine += [(course, call) for call in range(calls)]
-        return [*mine, *([None] * (max(loads) - len(mine)))]
+            if course not in shared:
+                who = loads.index(min(loads))
+                loads[who] += calls
+                mine += [Turn(course, call) for call in range(calls) if who == self.rank]
+        return [*mine, *([None] * (rounds + max(loads) - len(mine)))]
 
     def work(
         self,
         courses: Sequence[int],
-        do: Callable[[int, int], int],
+        do: Callable[[Turn], int],
         idle: Callable[[], object],
         total: int,
         progress: Progress | None = None,
+        together: Sequence[bool] = (),
     ) -> None:
-        """do(course, call), which returns how much was done of `total`, for every call; where it is `in_step`, a
-        process without a call of its own does `idle` meanwhile.
+        """do(turn), which returns how much was done of `total`, for every call; where it is `in_step`, a process
+        without a call of its own does `idle` meanwhile.
 
         progress(done, total), of all processes, after each round on every process. What one of these raises anywhere,
-        every process raises.
+        every process raises. together: see `turns`.
         """
         done, error = 0, None
-        for turn in self.turns(courses):
+        for turn in self.turns(courses, together):
             count = 0
             try:
                 if turn is not None:
-                    count = do(*turn)
+                    count = do(turn)
                 elif self.in_step:
                     idle()
             except Exception as caught:
-                if self.in_step:  # the others are inside the call: only the launcher can end that
+                if self.in_step or (turn and turn.beside > 1):  # others are in the call: the launcher must end them
                     raise
                 error = error or caught
             done += self._agree(error, count)

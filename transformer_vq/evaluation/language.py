@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from transformer_vq.data import Batch, Pass, TokenFile, document_spans, eval_streams, eval_windows
-from transformer_vq.evaluation.crew import ALONE, Crew, Progress
+from transformer_vq.evaluation.crew import ALONE, Crew, Progress, Turn
 from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.evaluation.recurrence import last_seen, scores_by_recurrence
 from transformer_vq.models import ModelState, TransformerVQ
+from transformer_vq.models.split import Line
 
 IGNORED = -100
 PIECE = 512  # full context: batch_size * PIECE tokens of the one stream are read in a call
@@ -63,7 +64,8 @@ def evaluate(
     the model's windows, as `scores_by_recurrence` has them; with reset_documents, occurred in the same document.
     reset_documents: attention stops at document boundaries, as `data.document_boundaries: reset` trains it.
     progress(done, total) is called after every call of the model.
-    crew: the processes that do this together, each of which gets the whole answer.
+    crew: the processes that do this together, each of which gets the whole answer. Where a text of full context is more
+    than a process's share, they read it as pieces of one sequence; not where a layer keeps every key.
     Raises ValueError for a split of fewer than two tokens and for sizes below 1.
     """
     reading = Reading(model, split, context, batch_size, max_tokens, reset_documents, recurrence)
@@ -78,13 +80,14 @@ def read_together(
     courses = [(reading, course) for reading in readings for course in range(len(reading.courses))]
     calls = [len(reading.courses[course]) for reading, course in courses]
     total = sum(len(reading.split) - 1 for reading in readings)
+    together = [reading.context == "full" and not model.keeps_every_key for reading, _ in courses]
     with evaluating(model, crew.in_step) as device:
 
-        def do(number: int, call: int) -> int:
-            reading, course = courses[number]
-            return reading.call(course, call, device)
+        def do(turn: Turn) -> int:
+            reading, course = courses[turn.course]
+            return reading.call(course, turn.call, device, crew.lines.get(turn.beside))
 
-        crew.work(calls, do, lambda: call_on_nothing(model, device), total, progress)
+        crew.work(calls, do, lambda: call_on_nothing(model, device), total, progress, together)
     return [reading.scores(crew) for reading in readings]
 
 
@@ -133,13 +136,16 @@ class Reading:
         spans = document_spans(split, SPAN * length) if reset else [(0, len(split) - 1)]
         return [eval_streams(split, length, reset=reset, start=start, stop=stop) for start, stop in spans]
 
-    def call(self, course: int, call: int, device: torch.device) -> int:
-        """One call of the model: how many targets it scored. Those of a course follow one another."""
+    def call(self, course: int, call: int, device: torch.device, line: Line | None = None) -> int:
+        """One call of the model: how many targets it scored. Those of a course follow one another.
+
+        line: the processes that make one of the next calls each, at once.
+        """
         batch = self.courses[course][call]
         tokens, labels = batch.tokens.to(device), batch.labels.to(device)
-        state = self.state if call else None
+        state = self.state if call and (line is None or line.first) else None
         segments = None if batch.segments is None else batch.segments.to(device)
-        with self.health:
+        with self.health, self.model.split_over(line):
             self.health.count_only(labels != IGNORED, (course, call))
             out = self.model(tokens, state=state, segments=segments)
         self.state = out.state if self.context == "full" else None

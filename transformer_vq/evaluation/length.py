@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from transformer_vq.data import TokenFile
-from transformer_vq.evaluation.crew import ALONE, Crew, Progress
+from transformer_vq.evaluation.crew import ALONE, Crew, Progress, Turn
 from transformer_vq.evaluation.language import MOST_LOGITS, PIECE
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.evaluation.recurrence import groups, last_seen
@@ -106,8 +106,9 @@ def score_texts(
     state: ModelState | None = None
     with evaluating(model, crew.in_step) as device:
 
-        def do(batch: int, call: int) -> int:
+        def do(turn: Turn) -> int:
             nonlocal state
+            batch, call = turn.course, turn.call
             rows = slice(batch * batch_size, min((batch + 1) * batch_size, texts))
             columns = slice(call * piece, min((call + 1) * piece, length))
             out = model(torch.from_numpy(inputs[rows, columns]).to(device), state=state if call else None)

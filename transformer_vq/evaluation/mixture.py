@@ -42,7 +42,7 @@ def evaluate_sources(
 ) -> dict[str, Any]:
     """`evaluate` on every source's split, of which `max_tokens` are scored each; on one alone, just that.
 
-    crew: the processes that do this together; texts with full context go to a process each.
+    crew: the processes that do this together, see `evaluate`.
     keep: with one source alone, is given the nats of all of its targets, and the text that they are of.
     """
     readings = {

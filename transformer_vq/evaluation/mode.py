@@ -26,5 +26,6 @@ def evaluating(model: nn.Module, in_step: bool = False) -> Iterator[torch.device
 
 
 def call_on_nothing(model: nn.Module, device: torch.device) -> None:
-    """A call on one token, whose answer nobody reads: its share of a call that other processes make."""
-    model(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    """A call on padding, whose answer nobody reads and no listener counts: its share of a call that others make."""
+    padding = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    model(padding, mask=padding.bool())

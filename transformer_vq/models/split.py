@@ -66,7 +66,7 @@ def attention_before(line: Line, x: Arguments) -> Arguments:
     v, before = line.pass_on(x.v, start, [*own, piece.unbroken], after, learned)
     if line.first:
         return replace(x, v=v)
-    return replace(x, v=v, state=AttentionState(*before), linked=True)
+    return replace(x, v=v, state=AttentionState(*before), linked=torch.is_grad_enabled())
 
 
 def sizes(state: AttentionState) -> tuple[int, int, int, int, int, int]:

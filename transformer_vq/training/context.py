@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 
 from transformer_vq.clock import spent
 from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig
@@ -73,15 +73,16 @@ def make_line(context: int, device: torch.device, processes: int, closes: bool) 
         return None
     names = ("dp_replicate", "dp_shard", "cp")
     mesh = init_device_mesh(device.type, (processes // context, 1, context), mesh_dim_names=names)
-    return ProcessLine(mesh, closes)
+    return ProcessLine(mesh.get_group("cp"), closes)
 
 
 class ProcessLine:
-    """A `Line` of processes of torch.distributed, those of the dimension `cp` of a mesh."""
+    """A `Line` of the processes of a group of torch.distributed, or of its first `size`."""
 
-    def __init__(self, mesh: DeviceMesh, closes: bool = False) -> None:
-        self.group = mesh.get_group("cp")
-        self.rank, self.size, self.closes = mesh.get_local_rank("cp"), mesh["cp"].size(), closes
+    def __init__(self, group: dist.ProcessGroup | None, closes: bool = False, size: int | None = None) -> None:
+        """group: None is the default one."""
+        self.group, self.closes = group, closes
+        self.rank, self.size = dist.get_rank(group), size or dist.get_world_size(group)
         self.sent = 0
         """Bytes that this process has sent."""
         self._sending: list[tuple[dist.Work | None, Tensor]] = []

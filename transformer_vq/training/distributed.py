@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformer_vq.clock import spent
 from transformer_vq.config import ConfigError
 from transformer_vq.evaluation.crew import Crew
+from transformer_vq.training.context import ProcessLine
 
 T = TypeVar("T")
 
@@ -176,7 +177,9 @@ def _wait_for_main(accelerator: Accelerator) -> None:
 
 def crew(accelerator: Accelerator, in_step: bool) -> Crew:
     """The processes, as an evaluation sees them."""
-    return Crew(accelerator.process_index, accelerator.num_processes, str(accelerator.device), in_step)
+    size = accelerator.num_processes
+    lines = {n: ProcessLine(None, closes=True, size=n) for n in range(2, size + 1)}
+    return Crew(accelerator.process_index, size, str(accelerator.device), in_step, lines)
 
 
 def sum_over_processes(values: Tensor, accelerator: Accelerator) -> Tensor:

@@ -46,7 +46,7 @@ from transformer_vq.training.distributed import asked_for, on_main
 from transformer_vq.training.loop import train
 from transformer_vq.training.memory import complaint
 from transformer_vq.training.origin import find_checkpoint, take_weights, tokenizer_hash
-from transformer_vq.training.sharding import is_sharded
+from transformer_vq.training.sharding import check_scalars, is_sharded
 from transformer_vq.training.task import Losses, MicroBatch, Player, Task
 from transformer_vq.training.teacher import Teacher, check_same_tokens, teacher_name
 
@@ -324,6 +324,7 @@ def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet:
     check_names(config.model)
     teacher_name(config)
     check_context(config, asked_for())
+    check_scalars(config.model, config.train.shard, asked_for())
     config = config.written()
 
     streams = config.data.order == "streams"

@@ -28,6 +28,7 @@ from transformer_vq.config import load_config
 from transformer_vq.config.recall import RecallRunConfig
 from transformer_vq.data import prepare, repeat
 from transformer_vq.data.recall import IGNORED, Examples, make_examples
+from transformer_vq.evaluation.crew import Turn
 from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.evaluation.pieces import Pieces, pieces_of_rows, write_pieces
@@ -125,7 +126,8 @@ class RecallTask(Task):
         size, asked = self.config.eval.batch_size, examples.distance > 0
         found: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}  # by batch
 
-        def do(batch: int, _: int) -> int:
+        def do(turn: Turn) -> int:
+            batch = turn.course
             rows = slice(batch * size, (batch + 1) * size)
             tokens, labels = (torch.as_tensor(x[rows], device=self.device) for x in examples[:2])
             if health is not None:

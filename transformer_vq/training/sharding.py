@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from transformer_vq.config import ConfigError
+from transformer_vq.config import ConfigError, TransformerVQConfig
 from transformer_vq.config.run import OptimizationConfig
 
 WHOLE_UPDATES = ("muon", "adafactor")
@@ -45,6 +45,15 @@ def check_sharding(train: OptimizationConfig, shard: str, processes: int, contex
         raise ConfigError(
             f"train.micro_batch = 1: with train.shard = {shard} all processes make as many forward passes, and "
             f"{processes // context} do not share train.batch_size = {train.batch_size} evenly; leave micro_batch out"
+        )
+
+
+def check_scalars(model: TransformerVQConfig, shard: str, processes: int) -> None:
+    """Raises ConfigError for a model with a parameter without axes, which FSDP2 does not take."""
+    if shard != "none" and processes > 1 and model.absolute_positions:
+        raise ConfigError(
+            f"model.absolute_positions = true: their scale is one number, which train.shard = {shard} does not cut; "
+            "train.shard = none"
         )
 
 
