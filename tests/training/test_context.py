@@ -137,6 +137,36 @@ def test_four_pieces(four: Path, tmp_path: Path, case: str) -> None:
     check(four, tmp_path, f"long {case}", {**QUICK[case], "train__seq_len": 32}, 4)
 
 
+HYBRID = {"inside a machine": {"train__context_parallel": 2}, "over machines": {"train__context_parallel": 4}}
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two machines with two processes each, as far as `hybrid` is told: each holds all parameters, cut in two."""
+    folder = tmp_path_factory.mktemp("machines")
+    settings = {"train__shard": "hybrid", "train__seq_len": 32}
+    cases = {f"{case} {where}": {**QUICK[case], **HYBRID[where], **settings} for case in QUICK for where in HYBRID}
+    for case in cases.values():
+        case.pop("model__absolute_positions", None)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LOCAL", "2")
+        launch(folder, [(tree(folder, name, **case), False) for name, case in cases.items()], 4)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("where", HYBRID)
+@pytest.mark.parametrize("case", QUICK)
+def test_pieces_with_parameters_cut_inside_machines(machines: Path, tmp_path: Path, case: str, where: str) -> None:
+    settings = {**QUICK[case], "train__seq_len": 32}
+    settings.pop("model__absolute_positions", None)
+    name = f"{case} {where}"
+    check(machines, tmp_path, name, settings, 4)
+    held = json.loads((machines / name / "summary.json").read_text(encoding="utf-8"))
+    assert held["parameters_per_process"] / held["parameters"] == pytest.approx(0.5, abs=0.06)
+
+
 @pytest.mark.parametrize(
     ("settings", "processes", "words"),
     [
