@@ -7,7 +7,7 @@ from many_processes import torchrun
 
 from transformer_vq.config import ConfigError
 from transformer_vq.training import agreement as module
-from transformer_vq.training.agreement import check_agreement, code
+from transformer_vq.training.agreement import before_joining, check_agreement, code
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,9 @@ from transformer_vq.training.agreement import check_agreement, code
             "from process 0 differ processes 1, 3 by a: 1 -> 2; process 4 by a: 1 -> 4, b: None -> 5",
         ),
         ([{}, dict.fromkeys("abcdefg", 1)], "by a: None -> 1, b: None -> 1, c: None -> 1, d: None -> 1, 3 more"),
+        ([{}, ConfigError("a = 0"), {"a": 1}, ConfigError("a = 0")], "^processes 1, 3: a = 0"),
+        ([ConfigError("a = 0"), {}, ConfigError("b = 0")], "^process 0: a = 0; process 2: b = 0"),
+        ([ConfigError("a = 0"), ConfigError("a = 0")], "^a = 0"),
     ],
 )
 def test_what_is_said(monkeypatch, found, complaint):
@@ -27,8 +30,17 @@ def test_what_is_said(monkeypatch, found, complaint):
     if complaint is None:
         check_agreement(None, found[0])
         return
-    with pytest.raises(ConfigError, match=re.escape(complaint) + "$"):
+    anywhere, begin = complaint.removeprefix("^"), "^" * complaint.startswith("^")
+    with pytest.raises(ConfigError, match=begin + re.escape(anywhere) + "$"):
         check_agreement(None, found[0])
+
+
+def test_alone_it_is_the_error_itself(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    error = ConfigError("a = 0")
+    with pytest.raises(ConfigError) as caught, before_joining():
+        raise error
+    assert caught.value is error
 
 
 def test_code_is_known_by_its_content(tmp_path, monkeypatch):
@@ -46,9 +58,10 @@ def test_code_is_known_by_its_content(tmp_path, monkeypatch):
 
 
 UNLIKE = """
-import os, shutil, sys
+import contextlib, os, shutil, sys
 from pathlib import Path
 from tiny_run import tiny_run
+from transformer_vq import cli
 from transformer_vq.config import ConfigError
 from transformer_vq.training import agreement, run
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -73,6 +86,10 @@ attempt("data", tiny_run(folder, **unlike))
 if rank == 1:
     (own / "text.txt").unlink()
 attempt("missing", tiny_run(folder, **unlike))
+attempt("name", tiny_run(folder, model__quantizer={"codes": 8, "estimator": "nowhere:f" if rank else "ste"}))
+invalid = ["train", "lm/tiny", f"run_dir={folder / 'run'}", *(["model.width=0"] if rank else [])]
+with (folder / f"invalid-{rank}").open("w") as file, contextlib.redirect_stderr(file):
+    assert cli.run(invalid) == 2
 """
 
 
@@ -87,7 +104,10 @@ def test_two_processes_that_are_unlike(tmp_path):
         "code": r"differ process 1 by code\.source: hash0 -> hash1$",
         "data": r"differ process 1 by data\.text: \w+ -> \w+$",
         "missing": r"text\.txt",
+        "name": r"^process 1: .*nowhere",
     }.items():
         said = {(tmp_path / f"{name}-{rank}").read_text() for rank in (0, 1)}
         assert len(said) == 1 and re.search(complaint, said.pop()), name
+    said = [(tmp_path / f"invalid-{rank}").read_text() for rank in (0, 1)]
+    assert said[0].startswith("error: process 1: model.width = 0: ") and said[0].count("\n") == 1 and not said[1]
     assert not (tmp_path / "run").exists()

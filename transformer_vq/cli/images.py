@@ -9,7 +9,7 @@ import typer
 
 from transformer_vq.cli.arguments import Config, Json, Overrides, Run
 from transformer_vq.cli.console import console, number, print_json, print_lines, table
-from transformer_vq.cli.runs import one_line_for
+from transformer_vq.cli.runs import one_line_for, told_to_all
 from transformer_vq.cli.train import DryRun, Overwrite, Quiet, Resume
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ def images(
     from transformer_vq.config import load_config
     from transformer_vq.config.images import ImageRunConfig, check_packages
 
-    settings = load_config(config, overrides or [], ImageRunConfig)
+    with told_to_all(joins=not dry_run):
+        settings = load_config(config, overrides or [], ImageRunConfig)
+        check_packages()
     if Path(config).is_dir() and not any(override.startswith("run_dir=") for override in overrides or []):
         settings = settings.model_copy(update={"run_dir": config})  # where that run goes on, wherever it was moved to
-    check_packages()
     if dry_run:
         _show_plan(settings, resume, overwrite, json)
         return

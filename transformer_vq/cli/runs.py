@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,23 @@ def launched(run: str) -> Iterator[Accelerator]:
 def folder_of(run: str) -> Path:
     """The folder in `RUN[@best|@last|@STEP]`."""
     return Path(run if Path(run).is_dir() or "@" not in run else run.rpartition("@")[0])
+
+
+@contextmanager
+def told_to_all(joins: bool) -> Iterator[None]:
+    """Input that is refused in here ends all processes of a launcher with the one line of the first; `joins`: if the
+    others are about to join, and else wait for this one in vain.
+    """
+    from transformer_vq.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        if not joins or os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        from transformer_vq.training.agreement import refuse
+
+        refuse(error)
 
 
 @contextmanager

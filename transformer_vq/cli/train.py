@@ -10,7 +10,7 @@ import typer
 from transformer_vq.cli.arguments import Config, Json, Overrides
 from transformer_vq.cli.console import console, number, print_json, print_lines, table
 from transformer_vq.cli.describe import facts, layers_table, summary, vocabulary
-from transformer_vq.cli.runs import one_line_for
+from transformer_vq.cli.runs import one_line_for, told_to_all
 
 if TYPE_CHECKING:
     from transformer_vq.config import RunConfig
@@ -33,7 +33,8 @@ def train(
     """Train a language model and leave a run folder: metrics, checkpoints, plots."""
     from transformer_vq.config import RunConfig, load_config
 
-    settings = in_place(load_config(config, overrides or [], RunConfig), config, overrides or [])
+    with told_to_all(joins=not dry_run):
+        settings = in_place(load_config(config, overrides or [], RunConfig), config, overrides or [])
     if dry_run:
         show_plan(settings, resume, overwrite, json)
         return

@@ -40,6 +40,7 @@ from transformer_vq.models.names import check_names
 from transformer_vq.ops.attention import AttentionState, FullState
 from transformer_vq.quantizers import Quantizer
 from transformer_vq.quantizers.probe import KeyProbe
+from transformer_vq.training.agreement import before_joining
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.context import ProcessLine, check_context, make_line
 from transformer_vq.training.distributed import asked_for, on_main
@@ -321,11 +322,12 @@ class LoadedRun(NamedTuple):
 
 def run(config: RunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the language model that `config` describes and return its summary; see `train` for the rules and errors."""
-    check_names(config.model)
-    teacher_name(config)
-    check_context(config, asked_for())
-    check_scalars(config.model, config.train.shard, asked_for())
-    config = config.written()
+    with before_joining():
+        check_names(config.model)
+        teacher_name(config)
+        check_context(config, asked_for())
+        check_scalars(config.model, config.train.shard, asked_for())
+        config = config.written()
 
     streams = config.data.order == "streams"
 

@@ -20,7 +20,7 @@ from transformer_vq.clock import spent
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
-from transformer_vq.training.agreement import check_agreement, code
+from transformer_vq.training.agreement import before_joining, check_agreement, code
 from transformer_vq.training.average import Averages
 from transformer_vq.training.costs import PREFIX, Costs
 from transformer_vq.training.distributed import (
@@ -103,7 +103,8 @@ def train(
     WriteError for a full disk.
     """
     settings, signals = config.train, Signals()
-    check_settings(config)
+    with before_joining():
+        check_settings(config)
     with (
         signals.heard(),
         processes(settings.trackers, Path(config.run_dir), settings.timeout) as accelerator,

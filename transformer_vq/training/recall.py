@@ -35,6 +35,7 @@ from transformer_vq.evaluation.pieces import Pieces, pieces_of_rows, write_piece
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.describe import TRAINING, describe
 from transformer_vq.models.names import check_names
+from transformer_vq.training.agreement import before_joining
 from transformer_vq.training.checkpoints import load_tensors, verify
 from transformer_vq.training.distributed import on_main
 from transformer_vq.training.language import with_vocabulary
@@ -217,7 +218,8 @@ def load_task(name: str, overrides: Sequence[str] = ()) -> tuple[RecallTask, int
 
 def run(config: RecallRunConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the model that `config` describes and return its summary; see `training.train` for the rules and errors."""
-    check_names(config.settled_model)
+    with before_joining():
+        check_names(config.settled_model)
 
     def make(accelerator: Accelerator) -> RecallTask:
         if (data := config.data) is not None:  # one process tokenizes, the others find the tokens
