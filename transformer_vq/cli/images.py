@@ -10,6 +10,7 @@ import typer
 from transformer_vq.cli.arguments import Config, Json, Overrides, Run
 from transformer_vq.cli.console import console, number, print_json, print_lines, table
 from transformer_vq.cli.runs import one_line_for, told_to_all
+from transformer_vq.cli.threads import settle_threads
 from transformer_vq.cli.train import DryRun, Overwrite, Quiet, Resume
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def images(
     if dry_run:
         _show_plan(settings, resume, overwrite, json)
         return
+    settle_threads(quiet)
     from transformer_vq.images import run
     from transformer_vq.training import CheckpointError, TrainingDiverged, TrainingInterrupted
 

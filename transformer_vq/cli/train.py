@@ -11,6 +11,7 @@ from transformer_vq.cli.arguments import Config, Json, Overrides
 from transformer_vq.cli.console import console, number, print_json, print_lines, table
 from transformer_vq.cli.describe import facts, layers_table, summary, vocabulary
 from transformer_vq.cli.runs import one_line_for, told_to_all
+from transformer_vq.cli.threads import settle_threads
 
 if TYPE_CHECKING:
     from transformer_vq.config import RunConfig
@@ -39,6 +40,7 @@ def train(
         show_plan(settings, resume, overwrite, json)
         return
 
+    settle_threads(quiet)
     from transformer_vq.training import CheckpointError, TrainingDiverged, TrainingInterrupted, run
 
     with one_line_for(TrainingDiverged, TrainingInterrupted, CheckpointError):

@@ -1,0 +1,33 @@
+"""How threads wait for one another, settled before PyTorch is imported: its OpenMP looks once, when it is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from transformer_vq.cli.console import console, print_lines
+
+BUSY = 60.0
+"""Percent of all cores' time that others take; a moment's look, so that what has just ended does not count."""
+LOOK = 0.2  # seconds
+
+
+def settle_threads(quiet: bool) -> None:
+    """Let threads sleep at once where others use the cores, and say so unless `quiet`.
+
+    An OpenMP thread that is done waits in a loop for its fellows. On idle cores that saves the time of waking up: a
+    step of a small model took a third of what it takes with sleep. Where others want the cores, who loops keeps them
+    from those who work: there a step took 3 to 17 times as long as with sleep. The numbers that come out are the same.
+
+    A word of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME) stands, and one thread waits for nobody.
+    """
+    words = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if "torch" in sys.modules or os.environ.get("OMP_NUM_THREADS") == "1" or any(word in os.environ for word in words):
+        return
+    import psutil
+
+    taken = psutil.cpu_percent(interval=LOOK)
+    if taken >= BUSY:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        sentence = f"others take {taken:.0f} % of this machine: threads wait asleep (OMP_WAIT_POLICY=passive)"
+        print_lines(console(to_stderr=True, quiet=quiet), {"threads": sentence})
