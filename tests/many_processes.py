@@ -14,11 +14,15 @@ from tiny_run import tiny_run
 from transformer_vq.training.checkpoints import load_tensors
 
 
-def launch(folder: Path, runs: list[tuple[dict[str, Any], bool]], processes: int) -> None:
-    """Make the runs, each a config and whether it resumes, one after another in one launch."""
+def launch(folder: Path, runs: list[tuple[dict[str, Any], bool]], processes: int, **environment: str) -> None:
+    """Make the runs, each a config and whether it resumes, one after another in one launch.
+
+    environment: LOCAL and COMPILER, as training/sharded_processes.py says.
+    """
     todo = folder / "runs.json"
     todo.write_text(json.dumps(runs), encoding="utf-8")
-    torchrun(processes, str(TESTS / "training" / "sharded_processes.py"), str(todo))
+    script = TESTS / "training" / "sharded_processes.py"
+    torchrun(processes, str(script), str(todo), timeout=3500 if "COMPILER" in environment else 560, **environment)
 
 
 def tree(folder: Path, name: str, **settings: Any) -> dict[str, Any]:

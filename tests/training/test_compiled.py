@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_same
+from many_processes import launch, tree
 from tiny_run import tiny_run
-from training.test_sharding import launch, tree
 
 from transformer_vq.training import run
 from transformer_vq.training.checkpoints import load_tensors
@@ -63,7 +63,7 @@ PROCESSES = {  # what each is told, how many graphs it makes (the first micro-ba
 @pytest.mark.timeout(3600)
 def test_two_processes_compile_and_train_as_one_that_does_not(tmp_path):
     two = {name: EVERYTHING | settings for name, (settings, _, _) in PROCESSES.items()}
-    launch(tmp_path, [(tree(tmp_path, name, **case), False) for name, case in two.items()], 2, compiler="aot_eager")
+    launch(tmp_path, [(tree(tmp_path, name, **case), False) for name, case in two.items()], 2, COMPILER="aot_eager")
     for name, (_, graphs, whole) in PROCESSES.items():
         alone = {**two[name], "train__compile": False, "train__shard": "none"}
         run(tiny_run(tmp_path, f"{name}, alone", **alone), quiet=True)

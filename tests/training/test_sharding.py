@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_same, timeless
+from forked import torchrun
+from helpers import assert_same
+from many_processes import launch, records, tree, weights
 from tiny_run import tiny_run
 
 from transformer_vq.config import ConfigError, RunConfig, validate
@@ -21,7 +20,6 @@ from transformer_vq.training.checkpoints import CheckpointError, Checkpoints, lo
 from transformer_vq.training.sharding import check_scalars, check_sharding, make_mesh
 from transformer_vq.training.step import micro_batches
 
-TESTS = Path(__file__).parents[1]
 STEPS = 8
 FP64 = {"train__precision": "fp64", "train__steps": STEPS}
 CASES = {
@@ -68,55 +66,8 @@ with open(sys.argv[1], encoding="utf-8") as file:
 """
 
 
-def torchrun(
-    script: Path, todo: Path, processes: int, local: int | None = None, compiler: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """The script on so many processes, `local` of them on what passes for one machine."""
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [*command, str(script), str(todo)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        | ({"LOCAL": str(local)} if local else {})
-        | ({"COMPILER": compiler} if compiler else {}),
-        capture_output=True,
-        text=True,
-        timeout=3500 if compiler else 280,
-        check=False,
-    )
-
-
-def launch(
-    folder: Path, runs: list[tuple[dict, bool]], processes: int, local: int | None = None, compiler: str | None = None
-) -> None:
-    """Make the runs on so many processes."""
-    todo = folder / "runs.json"
-    todo.write_text(json.dumps(runs), encoding="utf-8")
-    done = torchrun(TESTS / "training" / "sharded_processes.py", todo, processes, local, compiler)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def tree(folder: Path, name: str, **settings: object) -> dict:
-    return tiny_run(folder, name, **settings).model_dump(mode="json")
-
-
 SUMS = {"loss", "loss_lm", "bits_per_byte", "grad_norm", "loss_commit", "lr", "layer0/norm_ratio"}
 """Numbers of a record that do not depend on which rows share a forward pass."""
-
-
-def records(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every number of every training record, but times."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [timeless(line) for line in lines if line["split"] == "train"]
-    names = {key for line in lines for key in line} - {"split"}
-    return {name: torch.tensor([line.get(name, -1.0) for line in lines], dtype=torch.float64) for name in names}
-
-
-def weights(run_dir: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    return load_tensors(folder / "model.safetensors") | {
-        f"optimizer {name}": tensor for name, tensor in load_tensors(folder / "model-optimizer.safetensors").items()
-    }
 
 
 def compare(sharded: Path, alone: Path, case: str, processes: int) -> None:
@@ -130,7 +81,7 @@ def compare(sharded: Path, alone: Path, case: str, processes: int) -> None:
     names = SUMS if case == "uneven" or processes == 4 else want.keys()
     assert got.keys() == want.keys() >= SUMS
     assert_same({name: got[name] for name in names}, {name: want[name] for name in names}, rtol=1e-7)
-    assert_same(weights(sharded), weights(alone), rtol=1e-7)
+    assert_same(weights(sharded, STEPS), weights(alone, STEPS), rtol=1e-7)
     assert theirs["test"]["bits_per_byte"] == pytest.approx(ours["test"]["bits_per_byte"], rel=1e-8)
 
 
@@ -185,21 +136,20 @@ def test_a_kill_while_parts_are_written_leaves_the_checkpoint_before(two, tmp_pa
     todo = tmp_path / "runs.json"
     settings = {**STEADY, "checkpoint__every": 3}
     todo.write_text(json.dumps(tree(tmp_path, "killed", train__shard="full", **settings)), encoding="utf-8")
-    done = torchrun(script, todo, 2)
-    assert done.returncode != 0
+    torchrun(2, str(script), str(todo), fails=True)
     folder = tmp_path / "killed" / "checkpoints"
     assert list(folder.glob(".writing-00000006/model/*.safetensors"))
     assert Checkpoints(folder).last_whole() == (3, [])
     run(tiny_run(tmp_path, "killed", **settings), quiet=True, resume=True)
     run(tiny_run(tmp_path, "alone", **settings), quiet=True)
-    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "alone"), rtol=1e-7)
+    assert_same(weights(tmp_path / "killed", STEPS), weights(tmp_path / "alone", STEPS), rtol=1e-7)
 
 
 @pytest.mark.distributed
 def test_one_process_goes_on_where_two_stopped(two, tmp_path):
     run(tiny_run(tmp_path, "alone", **STEADY), quiet=True)
     run(tiny_run(two, "begun", **STEADY, train__shard="none"), quiet=True, resume=True)
-    assert_same(weights(two / "begun"), weights(tmp_path / "alone"), rtol=1e-7)
+    assert_same(weights(two / "begun", STEPS), weights(tmp_path / "alone", STEPS), rtol=1e-7)
 
 
 @pytest.mark.slow
@@ -208,7 +158,7 @@ def test_two_processes_go_on_where_one_stopped(tmp_path):
     run(tiny_run(tmp_path, "alone", **STEADY), quiet=True)
     run(tiny_run(tmp_path, "begun", **{**STEADY, "train__steps": 3}), quiet=True)
     launch(tmp_path, [(tree(tmp_path, "begun", train__shard="full", **STEADY), True)], 2)
-    assert_same(weights(tmp_path / "begun"), weights(tmp_path / "alone"), rtol=1e-7)
+    assert_same(weights(tmp_path / "begun", STEPS), weights(tmp_path / "alone", STEPS), rtol=1e-7)
 
 
 @pytest.mark.slow
@@ -220,7 +170,7 @@ def test_four_processes(tmp_path, shard):
     folder.mkdir()
     cases = {name: settings for name, settings in CASES.items() if name != "replaced"}
     settings = {name: {**case, "train__batch_size": 8, "train__micro_batch": None} for name, case in cases.items()}
-    launch(folder, [(tree(folder, name, train__shard=shard, **settings[name]), False) for name in cases], 4, local=2)
+    launch(folder, [(tree(folder, name, train__shard=shard, **settings[name]), False) for name in cases], 4, LOCAL="2")
     for name in cases:
         run(tiny_run(tmp_path, name, **settings[name]), quiet=True)
         compare(folder / name, tmp_path / name, name, processes=4)
