@@ -90,7 +90,10 @@ def resolve_backend(
     return choose(Look(kind, T, K, V, dtype, arch, triton, linked))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels_on(device: torch.device) -> tuple[int, bool]:
     """Architecture of a GPU, and whether there is Triton: found before a compiler looks on."""
     return architecture(device), installed()
+
+
+# All that `torch.compiler.assume_constant_result` does, which imports the whole compiler: a second at every start.
+kernels_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
