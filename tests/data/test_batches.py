@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_vq.data import TokenFile, eval_streams, eval_windows, stream_batch, window_batch
+from transformer_vq.data import TokenFile, eval_streams, eval_windows, store, stream_batch, window_batch
 from transformer_vq.data.tokenizers import ByteTokenizer
 
 property_test = settings(deadline=None, max_examples=60)
@@ -118,6 +118,19 @@ def test_streams_are_contiguous_until_they_are_fresh(seed, n, streams, length, e
         assert all(b - a == period for a, b in pairwise(fresh_steps[1:]))
     else:
         assert set(range(0, 2 * period + 3, every)) <= set(fresh_steps)
+
+
+@pytest.mark.parametrize("some", [1, 2, 3, 100])
+def test_documents_of_one_length_are_told_some_at_a_time(monkeypatch, some):
+    monkeypatch.setattr(store, "SOME", some)
+    for count in range(1, 8):
+        starts = [5 * i for i in range(count)]
+        assert counting_file(5 * count, starts).documents_have(5)
+        assert counting_file(5 * count - 2, starts).documents_have(5), "the last one may be cut short"
+        assert not counting_file(5 * count + 1, starts).documents_have(5)
+        for odd in range(1, count):
+            moved = [start + (i == odd) for i, start in enumerate(starts)]
+            assert not counting_file(5 * count, moved).documents_have(5)
 
 
 @property_test

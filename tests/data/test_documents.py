@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from transformer_vq.config import DataConfig
 from transformer_vq.data import documents
-from transformer_vq.data.documents import SPLITS, Piece, carve, cut, read_stream, separator_of, split_at_separator, take
+from transformer_vq.data.documents import SPLITS, Piece, cut, read_stream, separator_of, split_at_separator, take
+from transformer_vq.data.places import carve
 
 property_test = settings(deadline=None, max_examples=150)
 text = st.text(alphabet="ab \n€é😀\0", max_size=200)

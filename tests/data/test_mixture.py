@@ -83,6 +83,22 @@ def test_a_bpe_is_shared_and_trained_by_weights(texts, monkeypatch):
     assert abs(digits / (letters + digits) - 0.75) < 0.02  # though its text is half as long: it is read again
 
 
+def test_a_sample_reads_hardly_more_than_it_takes(texts, monkeypatch):
+    """However long the sources are: the text that is there is counted up to the size of a sample."""
+    monkeypatch.setattr(mixture, "SAMPLE", 500)
+    monkeypatch.setattr("transformer_vq.data.documents.PIECE", 64)
+    read, read_split = [], mixture.read_split
+
+    def count(*arguments):
+        for piece in read_split(*arguments):
+            read.append(len(piece.text))
+            yield piece
+
+    monkeypatch.setattr(mixture, "read_split", count)
+    prepare_sources(settings(texts, "bpe:300"))
+    assert 1000 <= sum(read) < 1000 + 6 * 64
+
+
 def test_each_source_has_settings_of_its_own(texts):
     config = settings(texts, max_bytes=1000).model_dump()
     config["mix"]["digits"] |= {"document_separator": ";", "max_bytes": 200}

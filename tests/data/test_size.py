@@ -1,9 +1,11 @@
-"""A corpus of TEXT gigabytes under a limit of 2 GiB of memory, by a process that is killed and one that goes on."""
+"""A corpus of TEXT gigabytes, and a streamed dataset of a fifth of that, under a limit of 2 GiB of memory, by a process
+that is killed and one that goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import random
 import shutil
@@ -33,7 +35,11 @@ def progress(name, size):
         peak = max(peak, *(int(line.split()[1]) for line in file if line.startswith("RssAnon")))
     if name == "train" and size > float(stop):
         os.kill(os.getpid(), signal.SIGKILL)
-prepare(DataConfig(source=source, cache=cache, tokenizer=tokenizer, document_separator="\\\\n\\\\n"), progress)
+streaming = source.startswith("hf:")
+prepare(
+    DataConfig(source=source, streaming=streaming, cache=cache, tokenizer=tokenizer, document_separator="\\\\n\\\\n"),
+    progress,
+)
 print(peak // 1024)
 """
 
@@ -83,3 +89,36 @@ def test_memory_is_flat_and_a_kill_costs_what_was_not_noted(tmp_path, tokenizer,
     finally:
         shutil.rmtree(cache, ignore_errors=True)
         text.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and memory as Linux tells them")
+def test_a_streamed_dataset_too(tmp_path):
+    """Rows of a file, from which splits are carved by position."""
+    plain, rows, cache = tmp_path / "text.txt", tmp_path / "rows.jsonl", tmp_path / "cache"
+    try:
+        write(plain, TEXT / 5)
+        total = hashlib.sha256()
+        with plain.open(encoding="utf-8") as text, rows.open("w", encoding="utf-8") as file:
+            while row := text.read(1500):
+                total.update(row.encode())
+                file.write(json.dumps({"text": row}) + "\n")
+        found = []
+        for stop in (TEXT / 10, TEXT):
+            command = [sys.executable, "-c", LIMITED, f"hf:{rows}", str(cache), "bytes", str(stop)]
+            found.append(subprocess.run(command, capture_output=True, text=True, check=False))
+        assert found[0].returncode == -signal.SIGKILL and found[1].returncode == 0, found[1].stderr[-2000:]
+        megabytes = int(found[1].stdout)
+        print(f"{rows.stat().st_size / 1e9:.1f} GB of rows, {megabytes} MB of memory")
+        assert megabytes < 800
+        config = DataConfig(source=f"hf:{rows}", streaming=True, cache=str(cache), document_separator="\\n\\n")
+        again = hashlib.sha256()
+        for file in prepare(config).splits.values():
+            for at in range(0, len(file), 1 << 22):
+                again.update(file.tokens[at : at + (1 << 22)].tobytes())
+        assert again.hexdigest() == total.hexdigest()
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        rows.unlink(missing_ok=True)
+        plain.unlink(missing_ok=True)

@@ -34,6 +34,12 @@ class DataConfig(Settings):
         None, ge=1, description="of pictures: their bytes at this size, RGB, none cut in two; null: at their own"
     )
     streaming: bool = Field(False, description="read a dataset row by row instead of downloading it whole")
+    shuffle: int | None = Field(
+        None,
+        ge=2,
+        description="with streaming: files in a random order, always the same, and the rows in each so many; null: as "
+        "they lie",
+    )
     max_bytes: int | None = Field(None, ge=1, description="keep only about this much text of each split")
     max_eval_bytes: int | None = Field(
         None, ge=1, description="keep only about this much of valid and of test; null: as max_bytes says"
@@ -63,6 +69,8 @@ class DataConfig(Settings):
     def _mix_fits(self) -> DataConfig:
         if self.mix is not None:
             check_mix(self.mix, self.source, self.order)
+        if self.shuffle is not None and not self.streaming:
+            raise ValueError(f"shuffle = {self.shuffle}: needs streaming = true")
         return self
 
 

@@ -19,10 +19,11 @@ from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.config.explain import some
 from transformer_vq.data.arrays import holds_arrays, open_arrays
 from transformer_vq.data.cache import cache_of
-from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve
+from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces
 from transformer_vq.data.enwik8 import fetch
 from transformer_vq.data.formats import SUFFIXES, Member, check, members, read_file
 from transformer_vq.data.huggingface import open_dataset
+from transformer_vq.data.places import carve
 from transformer_vq.data.sources import Source, explore, hash_files, walk
 from transformer_vq.data.splitting import Collection, divide, in_order, split_in_order
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
 from transformer_vq.config import DataConfig
@@ -159,21 +158,3 @@ def take_documents(pieces: Iterable[Piece], start: int, stop: int | None) -> Ite
         if inside:
             yield piece
         at += len(piece.text)
-
-
-def carve(pieces: Pieces, names: tuple[str, ...], border: Border) -> dict[str, Pieces]:
-    """Cut one stream by position: 5 % at the end for each of `names` but the first, which keeps the rest.
-
-    The stream is measured when the first of them is read, not before.
-    """
-
-    @cache
-    def total() -> int:
-        return sum(len(piece.text) for piece in pieces())
-
-    def part(i: int) -> Iterator[Piece]:
-        share = [100 - 5 * (len(names) - 1 - j) for j in range(len(names))]
-        start = 0 if i == 0 else total() * share[i - 1] // 100
-        return take(pieces(), start, total() * share[i] // 100, border)
-
-    return {name: (lambda i=i: part(i)) for i, name in enumerate(names)}  # type: ignore[misc]

@@ -3,23 +3,25 @@ pictures.
 
 A row is a document; its text, or its picture (see pixels.py), is in the column `data.field`; rows without text (null
 or empty) have no tokens. Nothing is downloaded before the text is read, so a corpus that is tokenized already needs no
-data.
+data. See rows.py for how they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.config.explain import one_line, some
-from transformer_vq.data.documents import Border, Piece, Pieces, cut, take
+from transformer_vq.data.documents import Border, Pieces
 from transformer_vq.data.formats import members
-from transformer_vq.data.pixels import picture_of, pixel_bytes
+from transformer_vq.data.places import Part
+from transformer_vq.data.rows import Rows
 from transformer_vq.data.sources import SPLIT_WORDS, Source, complete, hash_files, split_name, walk
 from transformer_vq.data.splitting import ABOUT, by_name
 
@@ -33,8 +35,6 @@ READS_WHOLE_ROWS = ("parquet", "json", "arrow", "csv", "imagefolder", "webdatase
 """The library's readers that give a row as it was written; `text` and its like lose the line breaks."""
 LIBRARY_NAME = {"valid": "validation"}
 CONVERTED = "refs/convert/parquet"
-ROWS = 1000
-"""Rows that are read at once."""
 
 
 def open_dataset(config: DataConfig, border: Border) -> Source:
@@ -47,10 +47,12 @@ def open_dataset(config: DataConfig, border: Border) -> Source:
     named, said = which_splits(list(found) or list(builder.info.splits or {}))
     if "train" not in named:
         raise ConfigError(f"data.source = {config.source}: no split train; the dataset has {', '.join(found)}")
-    splits: dict[str, Pieces] = {
-        split: partial(read_splits, builder, theirs, config) for split, theirs in named.items()
-    }
-    column = [config.field] if border != "document" else [config.field, config.image_size, "whole pictures"]
+    if config.shuffle is not None:
+        shuffle_files(builder)
+    splits: dict[str, Pieces] = {split: Rows(builder, theirs, config) for split, theirs in named.items()}
+    column: list[Any] = [config.field]
+    column += [config.image_size, "whole pictures"] if border == "document" else []
+    column += ["shuffled", config.shuffle] if config.shuffle is not None else []
     if local:
         root = path if path.is_dir() else path.parent
         content = {split: hash_files(root, [Path(file) for file in files]) for split, files in found.items()}
@@ -85,9 +87,8 @@ def with_all_splits(
     splits: dict[str, Pieces], max_bytes: int | None, border: Border
 ) -> tuple[dict[str, Pieces], tuple[str, ...]]:
     """Carve missing splits off train: off its first `max_bytes`, if set, so that a stream is not read whole."""
-    train = splits["train"]
     if max_bytes is not None and len(splits) < 3:
-        splits = {**splits, "train": lambda: take(train(), 0, max_bytes, border)}
+        splits = {**splits, "train": Part(splits["train"], lambda: (0, max_bytes), border)}
     whole, notes = complete(splits, border)
     return whole, tuple(f"{note} (of its first {max_bytes:,} bytes)" if max_bytes else note for note in notes)
 
@@ -208,57 +209,7 @@ def hub_builder(name: str) -> DatasetBuilder:
     )
 
 
-def read_splits(builder: DatasetBuilder, splits: Sequence[str], config: DataConfig) -> Iterator[Piece]:
-    """Several splits, one after another."""
-    for split in splits:
-        yield from read_rows(builder, split, config)
-
-
-def read_rows(builder: DatasetBuilder, split: str, config: DataConfig) -> Iterator[Piece]:
-    """The rows of a split as documents.  Raises ConfigError for a column that is not there, no text and no picture."""
-    number = 0
-    for values in columns(builder, split, config.field, config.streaming):
-        for value in values:
-            yield from cut(text_of(value, split, number, config), f"row {number} of {split}")
-            number += 1
-
-
-def columns(builder: DatasetBuilder, split: str, field: str, streaming: bool) -> Iterator[list[Any]]:
-    """Values of one column, ROWS at a time; what goes wrong in reading becomes a ConfigError."""
-    from datasets import Array2D, Array3D, Image
-    from datasets.exceptions import DatasetsError
-
-    try:
-        if not streaming:
-            builder.download_and_prepare()
-        rows = builder.as_streaming_dataset(split) if streaming else builder.as_dataset(split)
-        pixels = isinstance((rows.features or {}).get(field), Array2D | Array3D)
-        if isinstance((rows.features or {}).get(field), Image):
-            rows = rows.cast_column(field, Image(decode=False))  # pixels.py reads it, as every picture
-        rows = rows.with_format("arrow") if pixels else rows  # as lists of numbers, 64 x 64 take 4 ms
-        names = rows.column_names or list(next(iter(rows), {field: None}))  # JSON lines are typed as they are read
-        if field in names:
-            for batch in rows.select_columns([field]).iter(ROWS):
-                yield from (chunk.to_numpy() for chunk in batch[field].chunks) if pixels else [batch[field]]
-            return
-    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
-        cause = error.__cause__ or error  # "An error occurred while generating the dataset" helps nobody
-        raise ConfigError(f"data.source: {split} of the dataset is not readable: {one_line(cause)}") from None
-    raise ConfigError(f"data.field = {field}: no such column; {split} has {', '.join(names)}")
-
-
-def text_of(value: Any, split: str, number: int, config: DataConfig) -> bytes:
-    """The bytes of a row's text, or of its picture."""
-    if value is None:
-        return b""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        try:
-            return value.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"data.source: row {number} of {split} holds half of a surrogate pair") from None
-    picture = picture_of(value, f"row {number} of {split}")
-    if picture is not None:
-        return pixel_bytes(picture, config.image_size)
-    raise ConfigError(f"data.field = {config.field}: row {number} of {split} holds {type(value).__name__}, not text")
+def shuffle_files(builder: DatasetBuilder) -> None:
+    """Put the files of each split into a random order, always the same."""
+    for files in (builder.config.data_files or {}).values():
+        files[:] = [files[i] for i in np.random.default_rng(0).permutation(len(files))]

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -149,7 +150,11 @@ def sample(
     def read(name: str) -> Iterator[Piece]:
         return read_split(sources[name], "train", apart[name], border_of(apart[name], reads_text=True))
 
-    there = sum(len(piece.text) for name in sources for piece in read(name))
+    there = 0
+    for piece in chain.from_iterable(map(read, sources)):
+        there += len(piece.text)
+        if there >= SAMPLE:  # the rest, which may be terabytes, need not be looked at
+            break
     for name in sources:
         left = min(there, SAMPLE) * weights[name] / math.fsum(weights.values())
         while left > 0:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from transformer_vq.config import ConfigError
 from transformer_vq.config.explain import some
-from transformer_vq.data.documents import SPLITS, Border, Pieces, carve
+from transformer_vq.data.documents import SPLITS, Border, Pieces
+from transformer_vq.data.places import carve
 
 SPLIT_WORDS = {
     "train": "train",

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from transformer_vq.config import ConfigError
 from transformer_vq.config.explain import some
-from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces, carve
+from transformer_vq.data.documents import SPLITS, Border, Piece, Pieces
+from transformer_vq.data.places import carve
 from transformer_vq.data.sources import complete, split_name
 
 ABOUT = re.compile(

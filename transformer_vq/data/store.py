@@ -29,12 +29,15 @@ from transformer_vq.data.documents import SPLITS, Piece, border_of, separator_of
 from transformer_vq.data.sources import Source
 from transformer_vq.data.token_files import TokenSource, holds_tokens, open_tokens, store_tokens
 from transformer_vq.data.tokenizers import Tokenizer, load_tokenizer, reads_bytes, token_dtype, tokenizer_identity
-from transformer_vq.data.tokenizing import COUNTS, JOURNAL, Progress, tokenize
+from transformer_vq.data.tokenizing import JOURNAL, Progress, tokenize
 from transformer_vq.data.words import WordCounter
+from transformer_vq.data.writing import COUNTS
 from transformer_vq.files import room
 
 FORMAT = 3
 META = "meta.json"
+SOME = 1 << 20
+"""Documents that are looked at at once."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,11 @@ class TokenFile:
 
     def documents_have(self, length: int) -> bool:
         """Every document has `length` tokens, as pictures of one size have; the last one may be cut short."""
-        lengths = np.diff(self.documents, append=len(self))
-        return bool(np.all(lengths[:-1] == length) and lengths[-1] <= length)
+        last = len(self) - int(self.documents[-1])
+        return last <= length and all(
+            bool(np.all(np.diff(self.documents[at : at + SOME + 1]) == length))
+            for at in range(0, len(self.documents) - 1, SOME)
+        )
 
     def head(self, count: int) -> TokenFile:
         """The first `count` tokens, with the bytes and the beginnings of words under them."""
@@ -104,7 +110,8 @@ class Corpus:
     splits: dict[str, TokenFile]
     tokenizer: Tokenizer
     sha256: str
-    """Of the text of train, valid and test in a row: of a file split by position, the hash of that file."""
+    """Of the text of train, valid and test in a row: of a file split by position, the hash of that file; of a dataset
+    a chain of hashes, see tokenizing.py."""
     folder: Path
     """The entry in the cache."""
     notes: tuple[str, ...]

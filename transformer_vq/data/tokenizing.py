@@ -2,9 +2,10 @@
 
     tokenizer.json, {train,valid,test}.tokens, .documents.npy, .covers, .words_begun    as store.py has them
     SPLIT.starts (int64), SPLIT.KIND.wide (uint32)    while a split is written: where documents begin, and counts
-    journal.json                                      how far it is: what was written until then is on the disk
+    progress.json                                     how far it is: what was written until then is on the disk
 
-Going on reads the text again, for its hash, and does not tokenize what is tokenized.
+Going on does not tokenize what is tokenized. Files are read again, for their hash; a dataset is read from where it was
+(places.py), so its hash is a chain over groups, h ← sha256(h, group), of which the last link is all that is kept.
 """
 
 from __future__ import annotations
@@ -12,16 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from transformer_vq.config import ConfigError, DataConfig
 from transformer_vq.data.documents import (
@@ -34,51 +30,36 @@ from transformer_vq.data.documents import (
     split_at_separator,
     take,
 )
+from transformer_vq.data.places import Place, Reading, Stream, is_stream, total_of
 from transformer_vq.data.sources import Source
 from transformer_vq.data.tokenizers import (
-    Encoded,
     IdTokenizer,
     Tokenizer,
     load_tokenizer,
     make_tokenizer,
     reads_bytes,
-    token_dtype,
     tokenizer_identity,
 )
-from transformer_vq.data.words import WordCounter
+from transformer_vq.data.writing import Done, Writer
 
 GROUP = 1 << 22
 """Bytes that are tokenized at once."""
-COUNTS = ("covers", "words_begun")
-"""Files of one number a token."""
 OFTEN = 10.0  # seconds between two entries in the journal
-JOURNAL = "journal.json"
+JOURNAL = "progress.json"
 
 Progress = Callable[[str, int], None]
 """Called with a split's name and the bytes read of it so far."""
 
 
 @dataclass
-class Done:
-    """Of one split: what is tokenized, in whole groups."""
+class Noted:
+    """What the journal says."""
 
-    groups: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    documents: int = 0
-    """Entries of `.starts`."""
-    counted: int = 0
-    """Entries of the files of COUNTS."""
-    words: int = 0
-    after_space: bool = True
-    unknown: int = 0
-    lost: int = 0
-    waiting: list[int] = field(default_factory=lambda: [0, 0])
-    """Bytes, and words that begin, of pieces without a token, for the next one."""
-    bytewise: bool = False
-    """A token is a byte."""
-    dtypes: dict[str, str | None] | None = None
-    """Types of the files of COUNTS, None: there is none; set when the split is done."""
+    splits: dict[str, Done] = field(default_factory=dict)
+    link: str = ""
+    """Of a dataset: the last link of the chain of hashes, hexadecimal."""
+    total: int | None = None
+    """Bytes of what the splits are carved off, where it was measured."""
 
 
 def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progress | None) -> dict[str, Any]:
@@ -87,10 +68,10 @@ def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progres
     folder: empty, or where a process that read the same was killed; a journal is left behind.
     """
     border = border_of(config, reads_text=not reads_bytes(tokenizer_identity(config.tokenizer)))
-    journal, done = folder / JOURNAL, dict[str, Done]()
+    journal, noted, total = folder / JOURNAL, Noted(), total_of(source.splits["train"])
     if journal.is_file():
-        kept: dict[str, Any] = json.loads(journal.read_text(encoding="utf-8"))
-        done, tokenizer = {name: Done(**values) for name, values in kept.items()}, load_tokenizer(folder)
+        noted, tokenizer = read_journal(journal), load_tokenizer(folder)
+        total.known = noted.total
     else:
         tokenizer = make_tokenizer(config.tokenizer, read_split(source, "train", config, border))
         if isinstance(tokenizer, IdTokenizer):
@@ -99,21 +80,28 @@ def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progres
                 f"data.source = {config.source} holds text"
             )
         tokenizer.save(folder)
-    text_hash = hashlib.sha256()
+    goes_on = is_stream(source.splits["train"])
+    text_hash = hashlib.sha256(bytes.fromhex(noted.link))
     for name in SPLITS:
-        mine = done.setdefault(name, Done())
+        mine = noted.splits.setdefault(name, Done())
         with Writer(folder, name, tokenizer, mine) as out:
-            size, noted = 0, time.monotonic()
-            for i, group in enumerate(groups(read_split(source, name, config, border))):
+            known = mine.groups if goes_on else 0  # groups that are not read again
+            size, last = mine.bytes if known else 0, time.monotonic()
+            reading = open_reading(source, name, config, border, mine)
+            for i, group in enumerate(groups(reading), known):
                 for piece in group:
                     text_hash.update(piece.text)
                     size += len(piece.text)
                 if i >= mine.groups:
                     out.add(group)
-                    if time.monotonic() - noted >= OFTEN:
+                    if goes_on:
+                        noted.link, text_hash = text_hash.hexdigest(), hashlib.sha256(text_hash.digest())
+                        mine.place = None if reading.place is None else [*reading.place, reading.since]
+                    if time.monotonic() - last >= OFTEN:
+                        noted.total = total.known
                         out.sync()
-                        note(journal, done)
-                        noted = time.monotonic()
+                        note(journal, noted)
+                        last = time.monotonic()
                 if progress is not None:
                     progress(name, size)
             if mine.tokens == 0:
@@ -121,24 +109,46 @@ def tokenize(folder: Path, source: Source, config: DataConfig, progress: Progres
                     f"data.source = {config.source}: no text for {name}; the corpus is too small to be split"
                 )
             if mine.dtypes is None:
+                noted.total = total.known
                 out.sync()
-                note(journal, done)
+                note(journal, noted)
                 out.finish()
-                note(journal, done)
+                note(journal, noted)
         out.forget()
     pictures = reads_pictures(config)
     splits = {
         name: {"bytes": one.bytes, "words": 0 if pictures else one.words, **(one.dtypes or {})}
-        for name, one in done.items()
+        for name, one in noted.splits.items()
     }
-    return {"splits": splits, "notes": notes(done, config, tokenizer, source), "sha256": text_hash.hexdigest()}
+    sha256 = noted.link if goes_on else text_hash.hexdigest()
+    return {"splits": splits, "notes": notes(noted.splits, config, tokenizer, source), "sha256": sha256}
 
 
-def note(journal: Path, done: dict[str, Done]) -> None:
+def open_reading(source: Source, name: str, config: DataConfig, border: Border, done: Done) -> Reading:
+    """What is left of a split that can be gone on from, of any other all of it."""
+    stream = source.splits[name]
+    if done.place is None:
+        return Reading(stream, read_split(source, name, config, border))
+    at, before, since = done.place
+    place = Place(at, before)
+    if done.dtypes is not None:  # the split is done, and the next one may begin here
+        assert isinstance(stream, Stream), "only streams note places"
+        stream.place = place
+        return Reading(stream, iter(()))
+    return Reading(stream, read_split(source, name, config, border, place), since)
+
+
+def read_journal(journal: Path) -> Noted:
+    """What a process noted that was killed."""
+    kept: dict[str, Any] = json.loads(journal.read_text(encoding="utf-8"))
+    return Noted(**kept | {"splits": {name: Done(**values) for name, values in kept["splits"].items()}})
+
+
+def note(journal: Path, noted: Noted) -> None:
     """Write the journal, in one piece. What it speaks of is on the disk."""
     beside = journal.with_suffix(".new")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump({name: asdict(one) for name, one in done.items()}, file)
+        json.dump(asdict(noted), file)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(journal)
@@ -169,140 +179,22 @@ def share(part: int, whole: int) -> str:
     return "more than 99.9 %" if part < whole and float(rounded[:-2]) == 100 else rounded
 
 
-class Writer:
-    """Writes the files of one split, from where `done` says they stand, and keeps `done` up to date.
+def read_split(
+    source: Source, name: str, config: DataConfig, border: Border, place: Place | None = None
+) -> Iterator[Piece]:
+    """The pieces of a split, at most `max_bytes` (`max_eval_bytes`) of them, documents split at the separator.
 
-    Beside the tokens, the bytes and the beginnings of words under each of them, unless a token is a byte. Bytes of
-    pieces without a token belong to the next token, those at the end of the split to its last one.
+    place: where a dataset is gone on from.
     """
-
-    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, done: Done) -> None:
-        self.folder, self.name, self.tokenizer, self.done = folder, name, tokenizer, done
-        self.words = WordCounter(done.words, done.after_space)
-        self.starts = folder / f"{name}.starts"
-        self.wide = [folder / f"{name}.{kind}.wide" for kind in COUNTS]
-
-    def __enter__(self) -> Writer:
-        self._files = ExitStack()
-        if self.done.dtypes is None:
-            width = np.dtype(token_dtype(self.tokenizer.vocab_size)).itemsize
-            self._tokens = self._open(self.folder / f"{self.name}.tokens", self.done.tokens * width)
-            self._starts = self._open(self.starts, self.done.documents * 8)
-            self._counts = [self._open(path, self.done.counted * 4) for path in self.wide]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def _open(self, path: Path, size: int) -> IO[bytes]:
-        """To go on behind `size` bytes: what a killed process wrote beyond is not in the journal."""
-        file = self._files.enter_context(path.open("r+b" if path.exists() else "w+b"))
-        file.truncate(size)
-        file.seek(size)
-        return file
-
-    def add(self, group: Sequence[Piece]) -> None:
-        """Tokenize and write."""
-        done, unknown = self.done, self.tokenizer.unknown_id
-        begun = [self.words.read(piece) for piece in group]
-        encoded = self.tokenizer.encode_pieces(group)
-        begins = np.array([piece.begins for piece in group])
-        starts = done.tokens + (np.cumsum(encoded.lengths) - encoded.lengths)[begins]
-        starts.astype(np.int64).tofile(self._starts)
-        encoded.ids.tofile(self._tokens)
-        self._count(group, encoded, begun)
-        done.groups += 1
-        done.bytes += sum(len(piece.text) for piece in group)
-        done.documents += len(starts)
-        done.tokens += len(encoded.ids)
-        done.words, done.after_space = self.words.words, self.words.after_space
-        done.unknown += int((encoded.ids == unknown).sum()) if unknown is not None else 0
-        done.lost += encoded.lost
-
-    def _count(self, group: Sequence[Piece], encoded: Encoded, begun: Sequence[NDArray[np.int64]]) -> None:
-        """begun: places in each piece at which words begin."""
-        if encoded.covers is None:
-            self.done.bytewise = True
-            return
-        at, waiting = 0, np.array(self.done.waiting, np.int64)
-        for piece, length, words in zip(group, encoded.lengths.tolist(), begun, strict=True):
-            covers = encoded.covers[at : at + length]
-            at += length
-            if not length:
-                waiting += len(piece.text), len(words)
-                continue
-            ends = np.cumsum(covers)
-            under = np.bincount(np.searchsorted(ends, words, side="right"), minlength=length)
-            for file, numbers, more in zip(self._counts, (covers, under), waiting, strict=True):
-                wide = numbers.astype(np.uint32)
-                wide[0] += more
-                wide.tofile(file)
-            self.done.counted += length
-            waiting[:] = 0
-        self.done.waiting = waiting.tolist()
-
-    def sync(self) -> None:
-        """Have the disk take what was written."""
-        for file in (self._tokens, self._starts, *self._counts):
-            file.flush()
-            os.fsync(file.fileno())
-
-    def finish(self) -> None:
-        """Documents once each, and counts in as small a type as holds them."""
-        done = self.done
-        self._documents()
-        dtypes: dict[str, str | None] = dict.fromkeys(COUNTS)
-        for kind, wide, more in zip(COUNTS, self.wide, done.waiting, strict=True):
-            if done.bytewise or not done.counted:
-                continue
-            numbers = np.memmap(wide, np.uint32, "r")
-            largest = max(int(part.max()) for part in parts(numbers))
-            dtype = np.min_scalar_type(max(largest, int(numbers[-1]) + more))
-            with (self.folder / f"{self.name}.{kind}").open("wb") as narrow:
-                for part in parts(numbers):
-                    part.astype(dtype).tofile(narrow)
-                if more:
-                    narrow.seek(-dtype.itemsize, os.SEEK_END)
-                    np.array([int(numbers[-1]) + more], dtype).tofile(narrow)
-            dtypes[kind] = dtype.name
-            del numbers
-        done.dtypes = dtypes
-
-    def _documents(self) -> None:
-        """A document without tokens begins where the next one does, or at the end, where none begins."""
-        starts = np.memmap(self.starts, np.int64, "r")
-        kept, last = 0, -1
-        with (self.folder / f"{self.name}.documents.raw").open("wb") as file:
-            for part in parts(starts):
-                begins = part[(np.diff(part, prepend=last) > 0) & (part < self.done.tokens)]
-                begins.tofile(file)
-                kept, last = kept + len(begins), int(part[-1])
-        del starts
-        raw = Path(file.name)
-        with (self.folder / f"{self.name}.documents.npy").open("wb") as out:
-            header = {"descr": "<i8", "fortran_order": False, "shape": (kept,)}
-            np.lib.format.write_array_header_1_0(out, header)
-            with raw.open("rb") as begun:
-                shutil.copyfileobj(begun, out)
-        raw.unlink()
-
-    def forget(self) -> None:
-        """Remove what is needed while a split is written."""
-        for path in (self.starts, *self.wide):
-            path.unlink(missing_ok=True)
-
-
-def parts(numbers: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """A long array, some at a time."""
-    return (numbers[at : at + GROUP] for at in range(0, len(numbers), GROUP))
-
-
-def read_split(source: Source, name: str, config: DataConfig, border: Border) -> Iterator[Piece]:
-    """The pieces of a split, at most `max_bytes` (`max_eval_bytes`) of them, documents split at the separator."""
-    pieces = source.splits[name]()
+    stream, passed = source.splits[name], 0
+    if place is None:
+        pieces = stream()
+    else:
+        assert isinstance(stream, Stream), "only streams have places"
+        pieces, passed = stream(place), stream.before(place) or 0
     limits = [config.max_bytes, None if name == "train" else config.max_eval_bytes]
     for limit in filter(None, limits):
-        pieces = take(pieces, 0, limit, border)
+        pieces = take(pieces, 0, limit - passed, border)
     if (separator := separator_of(config)) is not None:
         pieces = split_at_separator(pieces, separator)
     return pieces
