@@ -177,3 +177,43 @@ def test_kill_9_while_writing_loses_nothing(tmp_path):
             verify(folder)
             assert load_tensors(folder / "model.safetensors")["w"].unique().item() == step
         last = found[-1]
+
+
+PART = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformer_vq.training.checkpoints import load_tensors, save_parts
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+whole = {"w": torch.arange(30.0).view(10, 3), "w/step": torch.tensor(7.0), "codes": torch.arange(4.0)}
+whole |= {"w/slot": whole["w"] + 0.5, "odd": torch.ones(5, 3)}
+save_parts(whole, folder / "model")
+dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
+mesh = init_device_mesh("cpu", (4,))
+cut = distribute_tensor(torch.zeros(10, 3), mesh, [Shard(0)], src_data_rank=None)
+read, request = [], HuggingFaceStorageReader._process_read_request
+def count(self, file, wanted, planner):
+    read.append(torch.Size(wanted.lengths).numel())
+    request(self, file, wanted, planner)
+HuggingFaceStorageReader._process_read_request = count
+found = load_tensors(folder / "model.safetensors", {"w": cut, "codes": torch.zeros(4), "odd": cut})
+rows = slice(3 * rank, 3 * rank + 3)
+for name in ("w", "w/slot"):
+    assert isinstance(found[name], DTensor) and torch.equal(found[name].to_local(), whole[name][rows]), name
+for name in ("w/step", "codes", "odd"):
+    assert torch.equal(found[name], whole[name]), name
+assert sum(read) == 2 * whole["w"][rows].numel() + 1 + 4 + 15, read
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_process_reads_its_parts_alone(tmp_path, rank):
+    command = [sys.executable, "-c", PART, str(tmp_path), str(rank)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

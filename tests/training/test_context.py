@@ -148,9 +148,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = {f"{case} {where}": {**QUICK[case], **HYBRID[where], **settings} for case in QUICK for where in HYBRID}
     for case in cases.values():
         case.pop("model__absolute_positions", None)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LOCAL", "2")
-        launch(folder, [(tree(folder, name, **case), False) for name, case in cases.items()], 4)
+    launch(folder, [(tree(folder, name, **case), False) for name, case in cases.items()], 4, LOCAL="2")
     return folder
 
 

@@ -154,10 +154,16 @@ def test_one_process_goes_on_where_two_stopped(two, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_go_on_where_one_stopped(tmp_path):
+@pytest.mark.parametrize("begun_by", [1, 2])
+def test_two_processes_go_on_where_one_or_two_stopped(tmp_path, begun_by):
     run(tiny_run(tmp_path, "alone", **STEADY), quiet=True)
-    run(tiny_run(tmp_path, "begun", **{**STEADY, "train__steps": 3}), quiet=True)
-    launch(tmp_path, [(tree(tmp_path, "begun", train__shard="full", **STEADY), True)], 2)
+    begun = {**STEADY, "train__steps": 3}
+    runs = [(tree(tmp_path, "begun", train__shard="full", **STEADY), True)]
+    if begun_by == 1:
+        run(tiny_run(tmp_path, "begun", **begun), quiet=True)
+    else:
+        runs.insert(0, (tree(tmp_path, "begun", train__shard="full", **begun), False))
+    launch(tmp_path, runs, 2)
     assert_same(weights(tmp_path / "begun", STEPS), weights(tmp_path / "alone", STEPS), rtol=1e-7)
 
 

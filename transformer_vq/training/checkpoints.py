@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from transformer_vq.config import ConfigError
 from transformer_vq.files import flush, read_text, write_text, writing
@@ -208,21 +209,30 @@ def save_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
             raise next((e for e, _ in failed.failures.values() if isinstance(e, OSError)), failed) from failed
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Tensors of NAME.safetensors, or of the parts in the folder NAME, whole, on the CPU.
 
+    like: tensors that are cut over processes. Of a tensor in parts that has the name and shape of one of these, or
+    NAME/SLOT and the shape of NAME, only what this process holds of such a one is read, onto its device.
     Raises CheckpointError when they cannot be read.
     """
     try:
-        return load_file(path) if path.is_file() or not path.with_suffix("").is_dir() else _load_parts(path)
+        parted = not path.is_file() and path.with_suffix("").is_dir()
+        return _load_parts(path, like or {}) if parted else load_file(path)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise CheckpointError(f"{path} is not readable: {error}") from None
 
 
-def _load_parts(path: Path) -> dict[str, Tensor]:
+def _load_parts(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     reader = HuggingFaceStorageReader(str(path.with_suffix("")))
     known = cast(dict[str, TensorStorageMetadata], reader.read_metadata().state_dict_metadata)
-    tensors = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in known.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, meta in known.items():
+        cut, dtype = like.get(name, like.get(name.rpartition("/")[0])), meta.properties.dtype
+        if isinstance(cut, DTensor) and cut.shape == meta.size:
+            tensors[name] = torch.empty_like(cut, dtype=dtype)
+        else:
+            tensors[name] = torch.empty(meta.size, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # which is what we ask for
         load(tensors, storage_reader=reader, no_dist=True)

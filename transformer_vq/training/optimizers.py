@@ -119,7 +119,10 @@ class Optimizers:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state()` gave, whole.  Raises KeyError for a parameter that is not here."""
+        """Put back what `state()` gave, whole or in parts cut as parameters are.
+
+        Raises KeyError for a parameter that is not here.
+        """
         owner = {
             p: optimizer for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
         }

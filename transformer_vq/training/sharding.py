@@ -115,16 +115,21 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """What this process holds of a whole `value`, cut as `like` is, on its device; always a copy."""
+    """What this process holds of a whole `value`, cut as `like` is, on its device, a copy; one that is cut already is
+    given back.
+    """
+    if isinstance(value, DTensor):
+        return value
     if isinstance(like, DTensor) and value.shape == like.shape:
         on_device = value.to(like.device)
         return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
     return value.to(like.device, copy=True)
 
 
-def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors, which every process has read."""
-    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+def load_cut(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of tensors that every process has read whole, or of its own parts."""
+    whole = not any(isinstance(x, DTensor) for x in state.values())
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=whole))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from transformer_vq.training.checkpoints import (
 from transformer_vq.training.deal import Layout, deal
 from transformer_vq.training.distributed import any_process, everyones, on_main, together
 from transformer_vq.training.optimizers import Optimizers
-from transformer_vq.training.sharding import is_sharded, load_whole
+from transformer_vq.training.sharding import is_sharded, load_cut
 from transformer_vq.training.task import Task
 
 PLANNED = "planned.json"  # beside a checkpoint that was written before plans were kept; not in its manifest
@@ -125,14 +125,15 @@ def read_snapshot(
     values = load_json(checkpoint / TRAINER)
     carried = _carried(checkpoint, values, layout, accelerator) if values["carries"] else None
     for name, own in optimizers.items():
-        module, weights = task.players[name].module, load_tensors(checkpoint / f"{name}.safetensors")
+        module = task.players[name].module
+        weights = load_tensors(checkpoint / f"{name}.safetensors", module.state_dict())
         kept, mean = checkpoint / f"{name}-training.safetensors", checkpoint / f"{name}-average.safetensors"
         if name in averages and train.steps == values.get("planned") and (kept.is_file() or mean.is_file()):
             averages[name].load(weights if kept.is_file() else load_tensors(mean), values["averaged"][name])
         if kept.is_file():
             weights |= load_tensors(kept)
-        load_whole(module, weights) if is_sharded(module) else module.load_state_dict(weights)
-        own.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors"))
+        load_cut(module, weights) if is_sharded(module) else module.load_state_dict(weights)
+        own.load(load_tensors(checkpoint / f"{name}-optimizer.safetensors", own.named))
     if carried is not None:
         task.restore(carried)
     planned = on_main(accelerator, lambda: _planned(checkpoint, values, planned_before, train))
