@@ -124,6 +124,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", [*QUICK, *CASES])
 def test_two_lines_of_two_pieces(four: Path, tmp_path: Path, case: str) -> None:
@@ -131,6 +132,7 @@ def test_two_lines_of_two_pieces(four: Path, tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", QUICK)
 def test_four_pieces(four: Path, tmp_path: Path, case: str) -> None:
