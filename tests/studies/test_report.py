@@ -25,7 +25,7 @@ from transformer_vq.studies.plan import load_study
 from transformer_vq.studies.report import write_report
 from transformer_vq.studies.results import collect, curve, failures, health, table
 from transformer_vq.studies.run import choose
-from transformer_vq.studies.words import picture_name, verdict
+from transformer_vq.studies.words import _at_the_edge, picture_name, verdict
 
 PRIMARY = {"primary": {"levels": {"model.quantizer.estimator": "rotation"}}, "equivalence": 0.01}
 
@@ -335,3 +335,18 @@ def test_pairs_without_spread_say_so(write_toy):
     assert "by the same amount with every seed" in text and "no noise to test against" in text and "nan" not in text
     write_report(study)
     assert "nan" not in (study.folder / "report.md").read_text().lower().replace("nano", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "tried", "edge"),
+    [
+        (1, [1, 2, 3], True),
+        (1, [1, 3, 0.5], False),  # in whatever order they stand
+        (0.5, [1, 3, 0.5], True),
+        (1, [1, 2], False),  # of two, each is at an edge
+        ("kmeans", ["kmeans", "data", "normal"], False),  # words have none
+        (True, [True, False, True], False),
+    ],
+)
+def test_the_edge_of_a_grid(value, tried, edge):
+    assert _at_the_edge(value, tried) is edge

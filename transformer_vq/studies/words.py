@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -279,11 +279,7 @@ def _tuning(results: Results) -> list[dict[str, Any]]:
             values = [metric_of(run, settings.tune_split, settings.main_metric) for run in mine]
             mean = sum(values) / len(values)
             tried.append((", ".join(f"{short[k]}={label(v)}" for k, v in tuned.items()), mean, tuned == chosen))
-        edge = [
-            short[key]
-            for key, value in (chosen or {}).items()
-            if len(settings.tune[key]) > 2 and value in (settings.tune[key][0], settings.tune[key][-1])
-        ]
+        edge = [short[key] for key, value in (chosen or {}).items() if _at_the_edge(value, settings.tune[key])]
         rows.append(
             {
                 "arm": arm.name,
@@ -293,6 +289,12 @@ def _tuning(results: Results) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _at_the_edge(value: Any, tried: Sequence[Any]) -> bool:
+    """Whether it is the least or the largest of three numbers or more, in whatever order they stand."""
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
+    return numbers and len(tried) > 2 and value in (min(tried), max(tried))
 
 
 def _machine(hardware: dict[str, Any]) -> str:
