@@ -130,7 +130,8 @@ def step(ring: Ring, q: Tensor, k_hat: Tensor, codes: Tensor, v: Tensor, bias: T
     sizes = {"HK": Hkv, "G": G, "K": K, "VD": V, "BG": max(16, triton.next_power_of_2(G))}
     sizes |= {"BK": max(16, triton.next_power_of_2(K)), "BV": max(16, triton.next_power_of_2(V)), "PARTS": parts}
     sizes |= {"SCALE": ring.scale, "ROTARY": ring.rotary is not None, "BIASED": biased}
-    sizes |= {"ACC": tl.float64 if wide == torch.float64 else tl.float32, "num_warps": 4}
+    sizes |= {"ACC": tl.float64 if wide == torch.float64 else tl.float32}
+    sizes |= {"num_warps": 4 if max(K, V) <= 128 else 8}  # the tiles of 256 wide ones do not fit the registers of 4
     between = (angles, ring.place, top, norm, part)
     read_kernel[(rows, parts)](
         q, ring.codebook, ring.count, ring.mean, ring.keys, ring.v, ring.alive, bias, bias_b,
