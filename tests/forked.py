@@ -1,7 +1,7 @@
 """Processes side by side, as `torchrun` starts them, but forked from one that has imported the library already.
 
 Importing PyTorch and its friends takes longer than most of what these processes do. The real launcher is started in
-tests/images/test_task.py, tests/test_launch.py and scripts/quickstart.
+tests/images/test_task.py and, slow, in tests/test_launch.py and tests/training/test_soak.py.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def torchrun(processes: int, *arguments: str, fails: bool = False, timeout: floa
         while running and time.monotonic() < end and not any(process.exitcode for process in crew):
             wait([process.sentinel for process in running], timeout=end - time.monotonic())
             running = [process for process in crew if process.exitcode is None]
+        late = bool(running) and not any(process.exitcode for process in crew)
         for process in running:
             process.terminate()
         for process in running:
@@ -50,6 +51,9 @@ def torchrun(processes: int, *arguments: str, fails: bool = False, timeout: floa
             process.kill()
             process.join()
         said = output.read()
+    assert not late, (
+        f"after {timeout:g} seconds they are still at it: {said[-3000:]}"
+    )  # whether they should fail or not
     assert any(process.exitcode for process in crew) is fails, said[-3000:]
     return said
 
