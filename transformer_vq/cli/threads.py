@@ -15,9 +15,9 @@ LOOK = 0.2  # seconds
 def settle_threads(quiet: bool) -> None:
     """Let threads sleep at once where others use the cores, and say so unless `quiet`.
 
-    An OpenMP thread that is done waits in a loop for its fellows. On idle cores that saves the time of waking up: a
-    step of a small model took a third of what it takes with sleep. Where others want the cores, who loops keeps them
-    from those who work: there a step took 3 to 17 times as long as with sleep. The numbers that come out are the same.
+    An OpenMP thread that is done waits in a loop for its fellows. On idle cores that saves the time of waking up. Where
+    others want the cores, who loops keeps them from those who work, and a step takes several times as long as with
+    sleep. The numbers that come out are the same.
 
     A word of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME) stands, and one thread waits for nobody.
     """

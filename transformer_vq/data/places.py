@@ -8,6 +8,7 @@ batch; a part that follows another begins near where that one ended. Streams wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from transformer_vq.data.documents import Border, Piece, Pieces, take
@@ -96,7 +97,7 @@ def carve(pieces: Pieces, names: tuple[str, ...], border: Border) -> dict[str, P
         share = [0, *(100 - 5 * (len(names) - 1 - j) for j in range(len(names)))]
         return total() * share[i] // 100, total() * share[i + 1] // 100
 
-    return {name: Part(pieces, lambda i=i: bounds(i), border, total) for i, name in enumerate(names)}  # type: ignore[misc]
+    return {name: Part(pieces, partial(bounds, i), border, total) for i, name in enumerate(names)}
 
 
 def total_of(pieces: Pieces) -> Total:
