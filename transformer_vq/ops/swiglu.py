@@ -23,7 +23,7 @@ class Product(torch.autograd.Function):
         """See `swiglu`."""
         ctx.save_for_backward(joint)
         gate, up = joint.chunk(2, -1)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
@@ -32,6 +32,7 @@ class Product(torch.autograd.Function):
         gate, up = joint.chunk(2, -1)
         d_joint = torch.empty_like(joint)
         d_gate, d_up = d_joint.chunk(2, -1)
-        d_up.copy_(F.silu(gate)).mul_(d_y)
-        torch.ops.aten.silu_backward.grad_input(d_y * up, gate, grad_input=d_gate)
+        torch.ops.aten.silu.out(gate, out=d_up).mul_(d_y)
+        d_silu = torch.mul(d_y, up, out=d_gate)
+        torch.ops.aten.silu_backward.grad_input(d_silu, gate, grad_input=d_gate)
         return d_joint

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
-from ops.attention.compiled import FLAGS, WIDTHS, Compiled, compiled, meta_call, show
+from ops.attention.compiled import FLAGS, SHARED, WIDTHS, Compiled, compiled, meta_call, show
 
 FAST = [(90, 128, 128, "plain")]
 REST = [x for x in itertools.product((90, 80), WIDTHS, WIDTHS, FLAGS) if x not in FAST]
@@ -49,6 +49,18 @@ def test_other_settings_fit_too(arch, K, V, options):
 def test_kernels_fit_the_generation_after(width):
     found = compiled(meta_call(width, width), 100)
     assert not [show(x, 100) for x in found if x.faults(100)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("flags", ["plain", "all"])
+def test_single_precision_fits_too(arch, width, flags):
+    found = compiled(meta_call(width, width, dtype=torch.float32, **FLAGS[flags]), arch)
+    assert not [show(x, arch) for x in found if x.shared > SHARED[arch]], "else it cannot be launched"
+    if width < 256:
+        assert not [show(x, arch) for x in found if x.spilled]
 
 
 def test_what_does_not_fit_is_noticed():

@@ -214,6 +214,8 @@ def gradients(plan: Plan, x: Inputs, d_o: Tensor, begun: Starts) -> Inputs:
     Each slice of query heads adds to gradients of keys, values and sums of its own; these are summed in their order.
     """
     d_o = d_o.to(x.q.dtype)
+    if 0 in d_o.stride():  # that of a sum: batched products want rows with a stride
+        d_o = d_o.contiguous()
     zeros = [None if t is None else torch.zeros_like(t, dtype=plan.total.dtype) for t in x]
     grads = Inputs(*zeros)  # type: ignore[arg-type]
     pieces, threads = shares(plan, x)

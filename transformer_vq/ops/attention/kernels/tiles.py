@@ -49,6 +49,7 @@ def whole(rows: int, columns: int, warps: int) -> Tile:
 
 
 SUMS, WIDE_SUMS = Tile(64, 64, 4), Tile(64, 32, 8)
+SUMS_80 = Tile(64, 64, 8)
 INTERPRETED = Tiles(*[Tile(16, 16, 4)] * 5, renewal=512, group=8)
 """Of the interpreter, where only the number of steps counts."""
 
@@ -56,9 +57,9 @@ PLAIN = {
     (90, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(128, 64, 8)),
     (90, 128): Tiles(Tile(128, 64, 8), Tile(128, 64, 8), whole(128, 32, 8), WIDE_SUMS, Tile(128, 64, 8)),
     (90, 256): Tiles(whole(128, 32, 8), whole(128, 32, 8), whole(32, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
-    (80, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(64, 64, 4)),
-    (80, 128): Tiles(Tile(128, 32, 8), Tile(64, 64, 8), Tile(64, 64, 8), WIDE_SUMS, Tile(64, 64, 8)),
-    (80, 256): Tiles(whole(64, 32, 8), whole(64, 32, 8), whole(64, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
+    (80, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS_80, Tile(64, 64, 8)),
+    (80, 128): Tiles(Tile(128, 32, 8), Tile(64, 64, 8), whole(64, 32, 8), WIDE_SUMS, Tile(64, 64, 8)),
+    (80, 256): Tiles(whole(64, 32, 8), whole(64, 32, 8), whole(32, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
 }
 """(architecture, width): without positions, documents and carried keys, 16-bit tensors."""
 
@@ -66,21 +67,29 @@ MORE = {
     (90, 64): PLAIN[90, 64]._replace(forward=Tile(128, 32, 8)),
     (90, 128): PLAIN[90, 128]._replace(forward=whole(128, 32, 8), queries=whole(64, 32, 8), keys=whole(64, 32, 8)),
     (90, 256): PLAIN[90, 256]._replace(forward=whole(64, 16, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
-    (80, 64): PLAIN[80, 64]._replace(forward=whole(128, 32, 8), queries=whole(64, 16, 8), keys=whole(64, 32, 8)),
+    (80, 64): PLAIN[80, 64]._replace(forward=whole(128, 32, 8), queries=whole(64, 16, 8), keys=whole(32, 32, 8)),
     (80, 128): PLAIN[80, 128]._replace(forward=whole(64, 32, 8), queries=whole(64, 16, 8), keys=whole(32, 32, 8)),
-    (80, 256): PLAIN[80, 256]._replace(forward=whole(32, 32, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
+    (80, 256): PLAIN[80, 256]._replace(forward=whole(32, 32, 8), queries=whole(32, 16, 8), keys=whole(32, 32, 8)),
 }
 """The same with any of them: more tensors at once."""
 
-SINGLE = Tiles(*[Tile(32, 32, 8, 1)] * 3, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1))
-"""fp32 tensors, whatever the widths."""
+SWEEP_100 = {128: Tile(64, 64, 8), 256: Tile(32, 64, 8)}
+"""By width: what the generation after sm_90 cannot do as sm_90 does."""
+
+SINGLE = {
+    64: Tiles(*[Tile(32, 32, 8, 1, split=False)] * 3, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
+    128: Tiles(*[Tile(16, 16, 8, 1, split=False)] * 3, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
+    256: Tiles(*[Tile(16, 16, 8, 1, split=False)] * 3, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
+}
+"""fp32 tensors, by width: products without matrix instructions, exact."""
 
 
 def tiles(arch: int, K: int, V: int, dtype: torch.dtype, more: bool) -> Tiles:
     """`arch` is 80 for sm_80; the nearest one below that has entries is taken. `more`: bias, rotation, documents."""
     if interpreted():
         return INTERPRETED
-    if dtype == torch.float32:
-        return SINGLE
     width = next(w for w in (64, 128, 256) if max(K, V) <= w)
-    return (MORE if more else PLAIN)[90 if arch >= 90 else 80, width]
+    if dtype == torch.float32:
+        return SINGLE[width]
+    found = (MORE if more else PLAIN)[90 if arch >= 90 else 80, width]
+    return found._replace(sweep=SWEEP_100.get(width, found.sweep)) if arch >= 100 else found
