@@ -6,13 +6,12 @@ two take turns in one process, so that a busy machine slows both. Medians over t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from transformer_vq.bench.turns import in_turns, quartiles, ratios, shown_speedup, spread
 from transformer_vq.config.extras import need
 from transformer_vq.config.images import ImagesConfig
 from transformer_vq.config.quantizer import VQConfig
@@ -26,7 +25,8 @@ EMA = 0.8  # that package's default
 def run(
     codes: int = 1024, code_dim: int = 32, width: int = 16, batch_size: int = 64, repeats: int = 9, device: str = "cpu"
 ) -> list[dict[str, str | float]]:
-    """-> a row each for ours and theirs: implementation, images_per_s, speedup over theirs.
+    """-> a row each for ours and theirs: implementation, images_per_s, speedup over theirs, and quartiles (low, high;
+    speedup_low, speedup_high).
 
     32x32 colour pictures to a 16x16 grid of codes, fp32; a step is forward, backward, AdamW and the EMA.
     Raises ConfigError when the other package is not installed.
@@ -54,18 +54,15 @@ def run(
         "transformer_vq": _step(our_loss, ours, ours.apply_codebook_statistics),
         "vector-quantize-pytorch": _step(their_loss, nn.ModuleList([rest.encoder, rest.decoder]), lambda: None),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 2):
-        for name, step in steps.items():
-            elapsed = _timed(step, device)
-            if turn > 1:  # two turns warm up
-                seconds[name].append(elapsed)
-    medians = {name: median(values) for name, values in seconds.items()}
+    seconds = in_turns(steps, repeats, device, warmup=2)
+    theirs = seconds["vector-quantize-pytorch"]
     return [
         {
             "implementation": name,
-            "images_per_s": batch_size / medians[name],
-            "speedup": medians["vector-quantize-pytorch"] / medians[name],
+            **spread("images_per_s", "low", "high", quartiles([batch_size / t for t in seconds[name]])),
+            **spread(
+                "speedup", "speedup_low", "speedup_high", ratios(seconds["vector-quantize-pytorch"], seconds[name])
+            ),
         }
         for name in steps
     ]
@@ -76,9 +73,9 @@ def table(rows: list[dict[str, str | float]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("implementation", "images/s (median)", "speed over theirs", title=title)
+    shown = Table("implementation", "images/s (median)", "speed over theirs", "quartiles", title=title)
     for row in rows:
-        shown.add_row(str(row["implementation"]), f"{row['images_per_s']:.0f}", f"{row['speedup']:.1f}×")
+        shown.add_row(str(row["implementation"]), f"{row['images_per_s']:.0f}", *shown_speedup(row))
     Console().print(shown)
 
 
@@ -92,11 +89,3 @@ def _step(loss: Callable[[], Tensor], module: nn.Module, after: Callable[[], Non
         after()
 
     return step
-
-
-def _timed(step: Callable[[], None], device: str) -> float:
-    began = time.perf_counter()
-    step()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - began

@@ -24,6 +24,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention": ("attention", {"lengths": (2048, 8192, 16_384), "repeats": 5}),
     "attention-long": ("attention", {"lengths": (32_768,), "repeats": 3}),
     "train": ("train", {"lengths": (512, 4096, 8192), "repeats": 5}),
+    "compiled": ("train", {"lengths": (512, 4096), "repeats": 5, "compiled": True}),
     "generation": ("generation", {"positions": (1024, 16_384), "repeats": 100}),
     "quantize": ("quantize", {}),
     "images": ("images", {}),
@@ -46,10 +47,15 @@ TITLES = {
     "attention": "Attention",
     "attention-long": "Attention, longer",
     "train": "Training",
+    "compiled": "Training, compiled",
     "generation": "Generation",
     "quantize": "Quantizer",
     "images": "Images",
 }
+SPEEDUP = {
+    "speedup": ("speed over theirs", ".2f"), "speedup_low": ("lower quartile", ".2f"),
+    "speedup_high": ("upper", ".2f"),
+}  # fmt: skip
 SHOWN: dict[str, dict[str, tuple[str, str]]] = {
     "attention": {
         "tokens": ("tokens", ",.0f"), "block_len": ("block", ".0f"),
@@ -60,7 +66,9 @@ SHOWN: dict[str, dict[str, tuple[str, str]]] = {
     "train": {
         "length": ("tokens of a row", ",.0f"), "rows": ("rows", ",.0f"), "vq_ms": ("ours, ms", ",.0f"),
         "llama_ms": ("Llama, ms", ",.0f"), "ratio": ("Llama / ours", ".2f"), "ratio_low": ("lower quartile", ".2f"),
-        "ratio_high": ("upper", ".2f"), "gflop": ("ours, GFLOP", ",.1f"),
+        "ratio_high": ("upper", ".2f"), "gflop": ("ours, GFLOP", ",.1f"), "compiled_ms": ("compiled, ms", ",.0f"),
+        "compiled": ("ours / compiled", ".2f"), "compiled_low": ("lower quartile", ".2f"),
+        "compiled_high": ("upper", ".2f"),
     },
     "generation": {
         "position": ("position", ",.0f"), "milliseconds": ("ours, ms a token", ".2f"), "low": ("lower quartile", ".2f"),
@@ -68,11 +76,12 @@ SHOWN: dict[str, dict[str, tuple[str, str]]] = {
         "mib": ("must be read, MiB", ".1f"),
     },
     "quantize": {
-        "implementation": ("", ""), "milliseconds": ("ms", ",.0f"), "peak_mib": ("peak memory, MiB", ",.0f"),
-        "speedup": ("speed over theirs", ".2f"),
+        "implementation": ("", ""), "milliseconds": ("ms", ",.0f"), "low": ("lower quartile", ",.0f"),
+        "high": ("upper", ",.0f"), "peak_mib": ("peak memory, MiB", ",.0f"), **SPEEDUP,
     },
     "images": {
-        "implementation": ("", ""), "images_per_s": ("images/s", ",.0f"), "speedup": ("speed over theirs", ".2f"),
+        "implementation": ("", ""), "images_per_s": ("images/s", ",.0f"), "low": ("lower quartile", ",.0f"),
+        "high": ("upper", ",.0f"), **SPEEDUP,
     },
 }  # fmt: skip
 
@@ -199,5 +208,6 @@ def _absent(found: Found) -> dict[str, str]:
 
 
 def _options(options: Found) -> str:
-    words = {k: ", ".join(f"{x:,}" for x in v) if isinstance(v, list) else f"{v:,}" for k, v in options.items()}
-    return "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in words.items()) or "its defaults"
+    numbers = {k: v if isinstance(v, list) else [v] for k, v in options.items() if not isinstance(v, bool)}
+    words = [f"{key.replace('_', ' ')} {', '.join(f'{x:,}' for x in found)}" for key, found in numbers.items()]
+    return "; ".join(words + [key for key, value in options.items() if value is True]) or "its defaults"

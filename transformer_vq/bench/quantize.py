@@ -7,13 +7,12 @@ keys. Times are medians of runs that take turns in one process; memory is that o
 from __future__ import annotations
 
 import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from transformer_vq.bench.turns import in_turns, quartiles, ratios, shown_speedup, spread
 from transformer_vq.config.extras import need
 from transformer_vq.machine import peak_resident
 from transformer_vq.quantizers import build_quantizer
@@ -24,27 +23,22 @@ Step = Callable[[], None]
 def run(
     vectors: int = 65_536, dim: int = 128, codes: int = 512, estimator: str = "rotation", repeats: int = 7
 ) -> list[dict[str, str | float]]:
-    """-> a row each for ours and theirs: implementation, milliseconds, peak_mib (beyond the keys), speedup over theirs.
+    """-> a row each for ours and theirs: implementation, milliseconds, peak_mib (beyond the keys), speedup over theirs,
+    and quartiles (low, high; speedup_low, speedup_high).
 
     On the CPU, in fp32, one head.  Raises ConfigError when the other package is not installed.
     """
     need("vector_quantize_pytorch", "bench quantize")
     arguments = (vectors, dim, codes, estimator)
     steps = {name: build(*arguments) for name, build in BUILDERS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn > 0:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    seconds = in_turns(steps, repeats, "cpu")
+    theirs = seconds["vector-quantize-pytorch"]
     return [
         {
             "implementation": name,
-            "milliseconds": 1e3 * medians[name],
+            **spread("milliseconds", "low", "high", quartiles([1e3 * t for t in seconds[name]])),
             "peak_mib": peak_memory(name, *arguments),
-            "speedup": medians["vector-quantize-pytorch"] / medians[name],
+            **spread("speedup", "speedup_low", "speedup_high", ratios(theirs, seconds[name])),
         }
         for name in steps
     ]
@@ -55,9 +49,9 @@ def table(rows: list[dict[str, str | float]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("implementation", "ms (median)", "peak memory, MiB", "speed over theirs", title=title)
+    shown = Table("implementation", "ms (median)", "peak memory, MiB", "speed over theirs", "quartiles", title=title)
     for row in rows:
-        numbers = f"{row['milliseconds']:.0f}", f"{row['peak_mib']:.0f}", f"{row['speedup']:.1f}×"
+        numbers = f"{row['milliseconds']:.0f}", f"{row['peak_mib']:.0f}", *shown_speedup(row)
         shown.add_row(str(row["implementation"]), *numbers)
     Console().print(shown)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformer_vq.bench import work
 from transformer_vq.bench.device import Ceilings
 from transformer_vq.bench.llama import llama, ours
-from transformer_vq.bench.turns import in_turns, quartiles, ratios
+from transformer_vq.bench.turns import in_turns, quartiles, ratios, spread
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.describe import describe
 
@@ -28,10 +28,13 @@ AXIS = "tokens of a row"
 Row = dict[str, float]
 
 
-def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS, **changes: Any) -> list[Row]:
+def run(
+    lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS, compiled: bool = False, **changes: Any
+) -> list[Row]:
     """-> a row each length: length, rows, vq_ms, llama_ms (medians), ratio (llama over vq, median over turns) and its
-    quartiles ratio_low, ratio_high; vq_low, vq_high; gflop and mib of our step by `work.py`.  `changes` to the model of
-    `llama.SHAPE`.
+    quartiles ratio_low, ratio_high; vq_low, vq_high; gflop and mib of our step by `work.py`.  compiled: the same model
+    under `train.compile` takes part, with compiled_ms and compiled (how many times as fast as without, with quartiles
+    compiled_low, compiled_high).  `changes` to the model of `llama.SHAPE`.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: list[Row] = []
@@ -42,6 +45,10 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS
             "vq": vq_step(model, batch, length, device),
             "llama": llama_step(llama(model.config).to(device), batch, length, device),
         }
+        if compiled:
+            faster = ours(**changes).to(device)
+            faster.compile()
+            contest["compiled"] = vq_step(faster, batch, length, device)
         seconds = in_turns(contest, repeats, device)
         low, median, high = ratios(seconds["llama"], seconds["vq"])
         found.append(
@@ -56,9 +63,15 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS
                 "ratio_low": low,
                 "ratio_high": high,
                 **_work(model, batch * length, length),
+                **(_gain(seconds["vq"], seconds["compiled"]) if compiled else {}),
             }
         )
     return found
+
+
+def _gain(eager: list[float], compiled: list[float]) -> Row:
+    named = spread("compiled", "compiled_low", "compiled_high", ratios(eager, compiled))
+    return {"compiled_ms": 1e3 * statistics.median(compiled), **named}
 
 
 def _work(model: TransformerVQ, tokens: int, length: int) -> Row:
@@ -74,7 +87,10 @@ def count(model: nn.Module) -> int:
 def lines(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
     """For the picture, by implementation: length and seconds."""
     ours = [(r["length"], r["vq_low"] / 1e3, r["vq_ms"] / 1e3, r["vq_high"] / 1e3) for r in rows]
-    return {"quantized keys": ours, "Llama": [(r["length"], *[r["llama_ms"] / 1e3] * 3) for r in rows]}  # type: ignore
+    found = {"quantized keys": ours, "Llama": [(r["length"], *[r["llama_ms"] / 1e3] * 3) for r in rows]}
+    if "compiled_ms" in rows[0]:
+        found["compiled"] = [(r["length"], *[r["compiled_ms"] / 1e3] * 3) for r in rows]
+    return found  # type: ignore[return-value]
 
 
 def floor(rows: list[Row], ceilings: Ceilings) -> list[tuple[float, float]]:
@@ -119,9 +135,14 @@ def table(rows: list[Row], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("length", "rows", "VQ, ms", "Llama, ms", "Llama / VQ", "quartiles", title=title)
+    more = ("compiled, ms", "VQ / compiled", "quartiles") if "compiled" in rows[0] else ()
+    shown = Table("length", "rows", "VQ, ms", "Llama, ms", "Llama / VQ", "quartiles", *more, title=title)
     for row in rows:
-        spread = f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}"
+        quarters = f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}"
         times = (f"{row['vq_ms']:,.0f}", f"{row['llama_ms']:,.0f}", f"{row['ratio']:.2f}")
-        shown.add_row(f"{row['length']:,.0f}", f"{row['rows']:.0f}", *times, spread)
+        gain: tuple[str, ...] = ()
+        if more:
+            low, high = row["compiled_low"], row["compiled_high"]
+            gain = (f"{row['compiled_ms']:,.0f}", f"{row['compiled']:.2f}", f"{low:.2f} - {high:.2f}")
+        shown.add_row(f"{row['length']:,.0f}", f"{row['rows']:.0f}", *times, quarters, *gain)
     Console().print(shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -39,6 +40,16 @@ def timed(step: Callable[[], object], device: str) -> float:
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
     """How many times as long theirs takes, turn by turn: quartiles and median."""
     return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def spread(median: str, low: str, high: str, found: Spread) -> dict[str, float]:
+    """The three of them by these names."""
+    return {median: found[1], low: found[0], high: found[2]}
+
+
+def shown_speedup(row: Mapping[str, Any]) -> tuple[str, str]:
+    """A row's `speedup` and its quartiles, for a table."""
+    return f"{row['speedup']:.2f}×", f"{row['speedup_low']:.2f} - {row['speedup_high']:.2f}"
 
 
 def quartiles(found: Sequence[float]) -> Spread:

@@ -68,13 +68,16 @@ def train(
     lengths: Annotated[
         list[int] | None, typer.Option("--length", min=1, help="Tokens of a row, may be given several times.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="The step under train.compile takes part too; that compiles first.")
+    ] = False,
     repeats: Repeats = None,
     json: Json = False,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
     """A training step of a small model beside one of Llama of the same shape."""
-    _measure("train", json, out, plot, lengths=lengths, repeats=repeats)
+    _measure("train", json, out, plot, lengths=lengths, repeats=repeats, compiled=compiled)
 
 
 @bench.command()

@@ -57,17 +57,17 @@ PLAIN = {
     (90, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS, Tile(128, 64, 8)),
     (90, 128): Tiles(Tile(128, 64, 8), Tile(128, 64, 8), whole(128, 32, 8), WIDE_SUMS, Tile(128, 64, 8)),
     (90, 256): Tiles(whole(128, 32, 8), whole(128, 32, 8), whole(32, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
-    (80, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS_80, Tile(64, 64, 8)),
+    (80, 64): Tiles(Tile(128, 64, 8), Tile(128, 32, 8), Tile(128, 32, 8), SUMS_80, Tile(64, 32, 8)),
     (80, 128): Tiles(Tile(128, 32, 8), Tile(64, 64, 8), whole(64, 32, 8), WIDE_SUMS, Tile(64, 64, 8)),
     (80, 256): Tiles(whole(64, 32, 8), whole(64, 32, 8), whole(32, 32, 8), WIDE_SUMS, Tile(64, 32, 8)),
 }
 """(architecture, width): without positions, documents and carried keys, 16-bit tensors."""
 
 MORE = {
-    (90, 64): PLAIN[90, 64]._replace(forward=Tile(128, 32, 8)),
+    (90, 64): PLAIN[90, 64]._replace(forward=Tile(128, 32, 8), keys=whole(128, 32, 8)),
     (90, 128): PLAIN[90, 128]._replace(forward=whole(128, 32, 8), queries=whole(64, 32, 8), keys=whole(64, 32, 8)),
     (90, 256): PLAIN[90, 256]._replace(forward=whole(64, 16, 8), queries=whole(32, 32, 8), keys=whole(32, 32, 8)),
-    (80, 64): PLAIN[80, 64]._replace(forward=whole(128, 32, 8), queries=whole(64, 16, 8), keys=whole(32, 32, 8)),
+    (80, 64): PLAIN[80, 64]._replace(forward=whole(128, 32, 8), queries=whole(32, 16, 8), keys=whole(32, 32, 8)),
     (80, 128): PLAIN[80, 128]._replace(forward=whole(64, 32, 8), queries=whole(64, 16, 8), keys=whole(32, 32, 8)),
     (80, 256): PLAIN[80, 256]._replace(forward=whole(32, 32, 8), queries=whole(32, 16, 8), keys=whole(32, 32, 8)),
 }
