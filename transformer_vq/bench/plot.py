@@ -18,6 +18,7 @@ def over_size(
 ) -> None:
     """Write a PNG, SVG or PDF.  lines: by implementation. floor: x, and the least seconds this device could take."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -32,6 +33,8 @@ def over_size(
     axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel="milliseconds", title=title)
     ticks = sorted({p[0] for points in lines.values() for p in points})
     axes.set_xticks(ticks, [f"{int(x):,}" for x in ticks], rotation=30 if len(ticks) > 4 else 0)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
