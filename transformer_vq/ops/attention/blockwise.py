@@ -28,7 +28,7 @@ from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs, chunk_backward, chunk_forward
 from transformer_vq.ops.attention.rotary import positioned
-from transformer_vq.ops.attention.threads import outer_threads, share
+from transformer_vq.ops.threads import outer_threads, share
 
 LONGEST_BLOCK = 128
 """Under `gradients="window"` nothing depends on L, and longer blocks only add keys of the future to each strip."""

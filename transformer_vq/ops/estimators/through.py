@@ -11,6 +11,7 @@ products, never as a K×K matrix.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,8 +19,12 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops.numerics import largest_entry, multiply_within, wide_dtype
+from transformer_vq.ops.threads import outer_threads, share
 
-ONE_THREAD = 2**15 - 1  # numbers that torch still gives to a single thread
+ONE_THREAD = 2**15 - 1
+"""Numbers that torch still gives to a single thread."""
+CHUNK = 2**18
+"""Numbers of a chunk: few enough for the processor's cache, enough that Python's calls do not count."""
 
 
 class Pulled(NamedTuple):
@@ -79,26 +84,29 @@ def _by_chunks(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of k and q, chunk by chunk along T on a CPU, at once elsewhere and in compiled code.
 
-    The thirty short passes over a chunk find it in the cache. On two threads a chunk is small enough for one: sharing
-    such passes costs more in waiting than it saves, by a factor of six when the cores have other work.
+    The thirty short passes over a chunk find it in the cache, and each chunk is one thread's: sharing every pass costs
+    more in waiting than it saves, by a factor of six when the cores have other work.
     """
     T = k.shape[-2] if k.dim() > 1 else 1
-    if T == 1 or k.device.type != "cpu" or torch.compiler.is_compiling():
+    if T == 1 or k.device.type != "cpu" or torch.compiler.is_compiling() or k.numel() <= ONE_THREAD:
         return _pull(k, q, g, transpose, extra)
-    rows = k.numel() // (k.shape[-1] or 1)
-    chunk = max(1, ONE_THREAD * max(1, torch.get_num_threads() // 2) // max(1, k.shape[-1]))
-    if rows <= chunk:
-        return _pull(k, q, g, transpose, extra)
-    step = max(1, chunk * T // rows)
-    grad_k, grad_q = torch.empty_like(k), None
-    for start in range(0, T, step):
+    recorded = torch.is_grad_enabled() and g.requires_grad  # for a second derivative: threads do not record
+    threads = 1 if recorded else outer_threads(k)
+    step = -(-T // max(threads, -(-k.numel() // CHUNK)))
+    grad_k, lock = torch.empty_like(k), threading.Lock()
+    to_q: list[Tensor] = []
+
+    def work(start: int) -> None:
         part = (..., slice(start, start + step), slice(None))
         cut = [x[part] if isinstance(x, Tensor) and x.shape[-2] == T else x for x in extra]
-        grad_k[part], to_q = _pull(k[part], q[part], g[part], transpose, cut)
-        if to_q is not None:
-            grad_q = torch.empty_like(q) if grad_q is None else grad_q
-            grad_q[part] = to_q
-    return grad_k, grad_q
+        grad_k[part], mine = _pull(k[part], q[part], g[part], transpose, cut)
+        if mine is not None:
+            with lock:  # whether q has a gradient, `transpose` alone knows
+                to_q[:] = to_q or [torch.empty_like(q)]
+            to_q[0][part] = mine
+
+    share(range(0, T, step), lambda: work, threads)
+    return grad_k, to_q[0] if to_q else None
 
 
 def _pull(

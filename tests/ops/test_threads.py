@@ -11,7 +11,7 @@ from attention_cases import attention_case, call, run
 from helpers import assert_same
 
 from transformer_vq.ops.attention import blocks, blockwise
-from transformer_vq.ops.attention.threads import outer_threads, share
+from transformer_vq.ops.threads import outer_threads, share
 
 SHAPES = {
     "heads": {"H": 4, "Hkv": 4, "B": 1},
@@ -53,7 +53,7 @@ def test_little_work_and_one_thread_start_none(two_threads, monkeypatch):
     case = attention_case(T=21)
     torch.set_num_threads(1)
     assert outer_threads(case.tensors["q"]) == 1
-    monkeypatch.setattr("transformer_vq.ops.attention.threads._pool", lambda _: pytest.fail("a thread was started"))
+    monkeypatch.setattr("transformer_vq.ops.threads._pool", lambda _: pytest.fail("a thread was started"))
     run(case, "blockwise")
     torch.set_num_threads(2)
     monkeypatch.setattr(blockwise, "WORTH_A_THREAD", 2**20)

@@ -57,7 +57,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         if threads not in _pools:
             own = torch.get_num_threads()
             started = threading.Barrier(threads + 1)
-            pool = ThreadPoolExecutor(threads, "transformer_vq attention")
+            pool = ThreadPoolExecutor(threads, "transformer_vq")
 
             def alone() -> None:
                 torch.get_num_threads()  # a thread's first look copies the setting of all; ours must come after it
