@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from transformer_vq.cli import threads
+from transformer_vq.cli import run, threads
 
 
 @pytest.fixture
@@ -41,13 +41,19 @@ def test_a_word_of_the_users_stands(fresh, capsys, name):
     assert os.environ.get("OMP_WAIT_POLICY", "1") == "1" and capsys.readouterr().err == ""
 
 
-def test_on_an_idle_machine_nothing_changes(fresh, capsys):
+def test_on_an_idle_machine_they_wait_a_little(fresh, capsys):
     fresh.setattr(psutil, "cpu_percent", lambda interval: 12.0)
     threads.settle_threads(quiet=False)
     assert "OMP_WAIT_POLICY" not in os.environ and capsys.readouterr().err == ""
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+
+
+def test_benchmarks_wait_as_training_does(fresh):
+    assert run(["bench", "scaling", "--gpus", "9"]) == 2, "refused, but the wait comes first"
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 def test_once_torch_is_there_it_is_too_late(fresh):
     fresh.setitem(sys.modules, "torch", object())
     threads.settle_threads(quiet=False)
-    assert "OMP_WAIT_POLICY" not in os.environ
+    assert "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ

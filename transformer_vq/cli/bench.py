@@ -11,8 +11,16 @@ import typer
 
 from transformer_vq.cli.arguments import Json, check_plot
 from transformer_vq.cli.console import console, print_json
+from transformer_vq.cli.threads import wait_shortly
 
 bench = typer.Typer(help="Side-by-side timings on this machine: medians and ratios.", no_args_is_help=True)
+
+
+@bench.callback()
+def _as_in_training() -> None:
+    wait_shortly()
+
+
 Repeats = Annotated[int | None, typer.Option("--repeats", min=1, help="Timed turns; their median is shown.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Also write the JSON object to this file.")]
 Plot = Annotated[
