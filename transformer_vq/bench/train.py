@@ -86,11 +86,13 @@ def count(model: nn.Module) -> int:
 
 def lines(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
     """For the picture, by implementation: length and seconds."""
+
+    def flat(name: str) -> list[tuple[float, float, float, float]]:
+        return [(r["length"], r[name] / 1e3, r[name] / 1e3, r[name] / 1e3) for r in rows]
+
     ours = [(r["length"], r["vq_low"] / 1e3, r["vq_ms"] / 1e3, r["vq_high"] / 1e3) for r in rows]
-    found = {"quantized keys": ours, "Llama": [(r["length"], *[r["llama_ms"] / 1e3] * 3) for r in rows]}
-    if "compiled_ms" in rows[0]:
-        found["compiled"] = [(r["length"], *[r["compiled_ms"] / 1e3] * 3) for r in rows]
-    return found  # type: ignore[return-value]
+    more = {"compiled": flat("compiled_ms")} if "compiled_ms" in rows[0] else {}
+    return {"quantized keys": ours, "Llama": flat("llama_ms"), **more}
 
 
 def floor(rows: list[Row], ceilings: Ceilings) -> list[tuple[float, float]]:

@@ -15,8 +15,8 @@ LOOK = 0.2  # seconds
 WORDS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """By which a user says how threads wait."""
 TURNS = 10_000
-"""Of the loop in which a thread of GNU's OpenMP waits, a fraction of a millisecond: longer than from one operation to
-the next. By itself it takes 300,000, and after every operation keeps a core that our own threads want.
+"""Of the loop in which a thread of GNU's OpenMP waits: longer than from one operation to the next. By itself it takes
+300,000, and after every operation keeps a core that our own threads want.
 """
 
 
