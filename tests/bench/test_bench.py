@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from transformer_vq.bench import generation, train
 from transformer_vq.bench.turns import in_turns, ratios
@@ -14,6 +15,14 @@ def test_generation_names_each_position():
     assert [row["position"] for row in rows] == [8, 64]
     assert rows[0]["ratio"] == 1.0 and all(row["milliseconds"] > 0 for row in rows)
     assert rows[0]["llama_ratio"] > 0 and rows[1]["llama_ms"] is None
+
+
+def test_the_compiled_step_takes_part_where_asked(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    (row,) = train.run(lengths=(24,), repeats=2, tokens=48, layers=1, compiled=True)
+    assert len(compiled) == 1 and row["compiled_low"] <= row["compiled"] <= row["compiled_high"]
+    assert train.lines([row])["compiled"][0] == (24, *[row["compiled_ms"] / 1e3] * 3)
 
 
 def test_training_names_each_length_and_moves_both_models():

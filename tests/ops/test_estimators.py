@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transformer_vq.ops import counter, estimators
+from transformer_vq.ops.estimators import through
 from transformer_vq.ops.estimators.noise import as_noise, named
 from transformer_vq.ops.nearest import lookup, nearest_code
 
@@ -295,6 +296,21 @@ def test_geometry_is_wide_under_autocast(name):
         cast = cast.square().sum()
         (inside,) = torch.autograd.grad(cast, k)
     assert torch.equal(inside, torch.autograd.grad(plain, k)[0])
+
+
+@pytest.mark.parametrize("name", ["rotation", "scale", "diveq"])
+def test_threads_do_not_show(monkeypatch, name):
+    monkeypatch.setattr(through, "CHUNK", 2**15)
+    k = torch.randn(2, 3, 3000, K, requires_grad=True)
+    codebook, codes = torch.randn(3, 4, K, requires_grad=True), torch.randint(4, (2, 3, 3000))
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setattr(through, "outer_threads", lambda like, n=threads: n)
+        k_hat = estimators.apply(name, k, lookup(codebook, codes), codebook, codes)
+        wanted = [k, codebook] if name == "diveq" else [k]  # whose codes learn by it
+        found.append(torch.autograd.grad(k_hat.sin().sum(), wanted))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("name", ROWS)
