@@ -13,7 +13,7 @@ from interpret import interpret
 from torch import Tensor, nn
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
-from transformer_vq.models import ModelState
+from transformer_vq.models import ModelState, decoding
 from transformer_vq.models.decoding import Decoder, Decoding
 from transformer_vq.ops.attention import FullState, step
 
@@ -179,3 +179,27 @@ def test_decoding_in_place_under_the_interpreter():
 @pytest.mark.timeout(3600)
 def test_decoding_in_place_for_all_models():
     interpret("models/interpreted_decoding.py", "-m", "slow", timeout=3590)
+
+
+@pytest.mark.parametrize("layer", ["small", "large"])
+def test_small_steps_wake_no_other_thread(layer, monkeypatch):
+    small = model("xl")
+    monkeypatch.setattr(decoding, "WORTH_THREADS", 10**9 if layer == "small" else 0)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad(), small.frozen():
+            token = torch.tensor([[1]])
+            out = small(token)
+            hook = mock.Mock(side_effect=lambda x: seen.append(torch.get_num_threads()) or x)
+            assert small._decoder is not None
+            monkeypatch.setattr(small._decoder, "norm", hook)
+            small(token, state=out.state)
+            assert seen == [1 if layer == "small" else 2]
+            assert torch.get_num_threads() == 2
+            hook.side_effect = KeyError
+            with pytest.raises(KeyError):
+                small(token, state=out.state)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

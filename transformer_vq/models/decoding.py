@@ -12,6 +12,7 @@ Axes:   B batch  H heads  Hkv key heads  G = H/Hkv  D width  K key width  V valu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
 
@@ -29,9 +30,13 @@ from transformer_vq.models.transformer import TransformerBlock
 from transformer_vq.ops.attention import AttentionState, FullState, initial_state
 from transformer_vq.ops.attention.step import Memory, close_memory, open_memory, start_memory, step
 from transformer_vq.ops.nearest import lookup
+from transformer_vq.ops.threads import alone
 from transformer_vq.quantizers import Quantized
 
 TYPES = (torch.float32, torch.float64)
+
+WORTH_THREADS = 2**21
+"""Multiplications of a layer and step, below which its products are done before a CPU's other threads have woken."""
 
 
 class Decoding:
@@ -210,6 +215,7 @@ class Decoder:
         self.steps = [layer_step(layer, in_place) for layer in self.layers]
         self.norm: Callable[[Tensor], Tensor] = norm.prepared() if isinstance(norm, RMSNorm) else norm
         self.base = self.layers[0].config.position_base
+        self.largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
         self.placed = absolute_scale is not None or any(
             a is None or b.conv is not None for a, b in zip(self.steps, self.layers, strict=True)
         )
@@ -222,6 +228,12 @@ class Decoder:
     def __call__(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState, Callable[[], Any]]:
         """tokens (B, 1) -> (B, 1, D) for the head, state, and what gives each layer's `Quantized` when it is called."""
         now = state if isinstance(state, Decoding) else self.open(state, tokens)
+        small = tokens.device.type == "cpu" and self.largest * len(tokens) < WORTH_THREADS
+        with alone() if small else nullcontext():
+            return self.step(tokens, now)
+
+    def step(self, tokens: Tensor, now: Decoding) -> tuple[Tensor, ModelState, Callable[[], Any]]:
+        """The call, once its memory is open."""
         x = self.embedding.index_select(0, tokens[:, 0])
         context = None
         if self.placed:

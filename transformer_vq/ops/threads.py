@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,20 @@ _lock = threading.Lock()
 def outer_threads(like: Tensor) -> int:
     """How many threads may share work on tensors like this one: 1 but for real tensors on a CPU."""
     return torch.get_num_threads() if like.device.type == "cpu" and type(like) is Tensor else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """PyTorch's operations in here run in the calling thread: for many small ones, which waking others would slow down.
+
+    A thread whose first operation falls into this moment keeps to one as well; nothing else is seen outside.
+    """
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def share(items: Sequence[Item], begin: Callable[[], Callable[[Item], None]], threads: int) -> None:
@@ -59,12 +74,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
             started = threading.Barrier(threads + 1)
             pool = ThreadPoolExecutor(threads, "transformer_vq")
 
-            def alone() -> None:
+            def settle() -> None:
                 torch.get_num_threads()  # a thread's first look copies the setting of all; ours must come after it
                 torch.set_num_threads(1)  # of this thread, and of all that have not looked yet: see below
                 started.wait()
 
-            waiting = [pool.submit(alone) for _ in range(threads)]
+            waiting = [pool.submit(settle) for _ in range(threads)]
             started.wait()
             wait(waiting)
             torch.set_num_threads(own)
