@@ -10,14 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from transformer_vq.ops.rms_norm import rms_norm
+
 EPSILON = 1e-6
 
 
 def rms_normalize(x: Tensor, scale: float = 1.0, eps: float = EPSILON) -> Tensor:
     """scale · x / sqrt(ε + mean(x²)) over the last axis: (..., D) -> (..., D) in x's dtype, within fp32 or wider."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * (inverse if scale == 1.0 else inverse * scale)).to(x.dtype)  # the scale on few numbers, not on all
+    return rms_norm(x, None, None, scale, eps)
 
 
 def prepared_norm(
@@ -49,8 +49,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The result has x's dtype; gain and bias act before it is rounded to it."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (rms_normalize(wide, eps=self.eps) * self.weight + self.bias).to(x.dtype)
+        return rms_norm(x, self.weight, self.bias, 1.0, self.eps)
 
     def prepared(self) -> Callable[[Tensor], Tensor]:
         """The same for one token at a time, while no weight changes; x in the weights' type, fp32 or wider."""
