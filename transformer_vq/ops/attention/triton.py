@@ -61,7 +61,7 @@ def supports(call: Call) -> None:
         raise ValueError(why)
 
 
-class Inputs(NamedTuple):
+class KernelInputs(NamedTuple):
     """What gets gradient. `far` is how a pair beyond the window is seen; None: as inside it."""
 
     q: Tensor
@@ -111,7 +111,7 @@ def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Te
         plan, x = layout(call)
     o = notes[1] if len(notes) > 1 else o
     o, d_o = (rearrange(y, "b h g t v -> b (h g) t v") for y in (o, d_o.to(o.dtype)))
-    fixed = Inputs(*(None if y is None else y.detach() for y in x))  # type: ignore[arg-type]
+    fixed = KernelInputs(*(None if y is None else y.detach() for y in x))  # type: ignore[arg-type]
     grads = gradients(plan, *fixed, o, notes[0], d_o)
     pairs = [(y, g) for y, g in zip(x, grads, strict=True) if y is not None and y.requires_grad]
     found = torch.autograd.grad([y for y, _ in pairs], call.learned(), [g for _, g in pairs], materialize_grads=True)
@@ -123,7 +123,7 @@ def by_group(o: Tensor, call: Call) -> Tensor:
     return rearrange(o, "b (h g) t v -> b h g t v", h=call.v.shape[1])
 
 
-def layout(call: Call) -> tuple[Plan, Inputs]:
+def layout(call: Call) -> tuple[Plan, KernelInputs]:
     """What gets no gradient, and what does, in one type. Raises ValueError for what the kernels cannot do."""
     supports(call)
     dtype, wide, M, T = call.common_dtype, call.wide_dtype, call.window, call.q.shape[3]
@@ -166,7 +166,7 @@ def layout(call: Call) -> tuple[Plan, Inputs]:
         tiles=chosen,
     )
     bias = None if call.bias is None else rearrange(call.bias, "b h g t m -> b (h g) t m")
-    return plan, Inputs(q, q_far, k, k_far, v, bias)
+    return plan, KernelInputs(q, q_far, k, k_far, v, bias)
 
 
 def renewal(call: Call, chosen: Tiles) -> int:
