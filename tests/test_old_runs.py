@@ -13,7 +13,8 @@ from transformer_vq.cli import run
 FOLDER = Path(__file__).parent / "fixtures" / "old_runs"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
 RUNS = ("streams", "windows")
-ROUNDING = 1e-4  # another processor sums in another order; ten steps of training carry that on
+ROUNDING = 1e-4  # another processor sums in another order
+TRAINED = 5e-3  # ten steps multiply it: where a gradient is nothing but rounding, AdamW steps by its sign
 
 
 @pytest.fixture
@@ -29,13 +30,13 @@ def answer(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def assert_holds(got: dict, want: dict, where: str) -> None:
+def assert_holds(got: dict, want: dict, where: str, rel: float = ROUNDING) -> None:
     """Every number of `want` is in `got`; new keys may stand beside them."""
     for key, value in want.items():
         if isinstance(value, dict):
-            assert_holds(got[key], value, f"{where}.{key}")
+            assert_holds(got[key], value, f"{where}.{key}", rel)
         elif isinstance(value, float):
-            assert got[key] == pytest.approx(value, rel=ROUNDING), f"{where}.{key}"
+            assert got[key] == pytest.approx(value, rel=rel), f"{where}.{key}"
         else:
             assert got[key] == value, f"{where}.{key}"
 
@@ -64,11 +65,13 @@ def test_resumes_as_before(place, capsys, name):
     want = EXPECTED[name]["finished"]
     summary = answer(capsys, "train", name, "--resume", "--quiet")
     timed = ("run_dir", "checkpoint", "seconds", "tokens_per_s", "device", "versions")
-    assert_holds(summary, {key: value for key, value in want["summary"].items() if key not in timed}, "summary")
+    assert_holds(
+        summary, {key: value for key, value in want["summary"].items() if key not in timed}, "summary", TRAINED
+    )
     records = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     new = records[-len(want["records"]) :]
-    for mine, theirs in zip(new, want["records"], strict=True):
-        assert_holds(mine, theirs, f"step {theirs['step']}")
+    for i, (mine, theirs) in enumerate(zip(new, want["records"], strict=True)):
+        assert_holds(mine, theirs, f"step {theirs['step']}", TRAINED if i else ROUNDING)
     assert_holds(greedy(capsys, name)["texts"][0], want["generate"]["texts"][0], "text")
 
 

@@ -46,7 +46,7 @@ class RMSNormed(torch.autograd.Function):
         else:
             rows, wide_weight = product.reshape(-1, x.shape[-1]), weight.to(inverse.dtype)
             along, d_x = (rows @ wide_weight).view_as(inverse), (d_y * wide_weight).mul_(outer)
-            d_weight, d_bias = rows.t() @ outer.flatten(), d_y.reshape(rows.shape).sum(0)
+            d_weight, d_bias = (rows * outer.view(-1, 1)).sum(0), d_y.reshape(rows.shape).sum(0)
             d_weight, d_bias = d_weight.to(weight.dtype), d_bias.to(weight.dtype)
         d_x = d_x.addcmul_(wide, along * inverse / x.shape[-1] * inverse * outer, value=-1)
         return d_x.to(x.dtype), d_weight, d_bias, None, None
