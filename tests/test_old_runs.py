@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parent / "fixtures" / "old_runs"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
 RUNS = ("streams", "windows")
 ROUNDING = 1e-4  # another processor sums in another order
-TRAINED = 5e-3  # ten steps multiply it: where a gradient is nothing but rounding, AdamW steps by its sign
+SOON = 3  # steps after which other rounding is still below that
+TRAINED = 5e-3  # then steps multiply it: the code that wrote them, with one rounding more in a norm, ends 7e-4 away
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_resumes_as_before(place, capsys, name):
     records = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     new = records[-len(want["records"]) :]
     for i, (mine, theirs) in enumerate(zip(new, want["records"], strict=True)):
-        assert_holds(mine, theirs, f"step {theirs['step']}", TRAINED if i else ROUNDING)
+        assert_holds(mine, theirs, f"step {theirs['step']}", ROUNDING if i < SOON else TRAINED)
     assert_holds(greedy(capsys, name)["texts"][0], want["generate"]["texts"][0], "text")
 
 

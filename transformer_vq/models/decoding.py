@@ -215,7 +215,7 @@ class Decoder:
         self.steps = [layer_step(layer, in_place) for layer in self.layers]
         self.norm: Callable[[Tensor], Tensor] = norm.prepared() if isinstance(norm, RMSNorm) else norm
         self.base = self.layers[0].config.position_base
-        self.largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+        self.work = max(sum(p.numel() for p in layer.parameters()) for layer in layers)  # of a row, in the largest
         self.placed = absolute_scale is not None or any(
             a is None or b.conv is not None for a, b in zip(self.steps, self.layers, strict=True)
         )
@@ -228,11 +228,11 @@ class Decoder:
     def __call__(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState, Callable[[], Any]]:
         """tokens (B, 1) -> (B, 1, D) for the head, state, and what gives each layer's `Quantized` when it is called."""
         now = state if isinstance(state, Decoding) else self.open(state, tokens)
-        small = tokens.device.type == "cpu" and self.largest * len(tokens) < WORTH_THREADS
+        small = tokens.device.type == "cpu" and self.work * len(tokens) < WORTH_THREADS
         with alone() if small else nullcontext():
-            return self.step(tokens, now)
+            return self.read(tokens, now)
 
-    def step(self, tokens: Tensor, now: Decoding) -> tuple[Tensor, ModelState, Callable[[], Any]]:
+    def read(self, tokens: Tensor, now: Decoding) -> tuple[Tensor, ModelState, Callable[[], Any]]:
         """The call, once its memory is open."""
         x = self.embedding.index_select(0, tokens[:, 0])
         context = None

@@ -18,7 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float
 
 
 class RMSNormed(torch.autograd.Function):
-    """By hand because autograd takes three times as many passes over x, and keeps another tensor of its size."""
+    """By hand because autograd takes more passes over x, and keeps another tensor of its size."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, eps: float) -> Tensor:
