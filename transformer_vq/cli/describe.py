@@ -47,15 +47,19 @@ def facts(settings: RunConfig) -> dict[str, Any]:
     train = settings.train
     name, reason = attention_backend(model, device, train.seq_len, train.precision, train.context_parallel)
     found["backend"] = {"name": name, "reason": reason, "device": device}
-    length, why = block_length(model, device)
+    fresh = settings.data is None or settings.data.order != "streams"
+    length, why = block_length(model, device, train.seq_len if fresh and train.context_parallel == 1 else None)
     found["block_len"] = {"length": length, "reason": why}
     found["model"] = model.model_dump(mode="json", exclude={"quantizer", "per_layer"})
     found["memory"] = memory(settings.model_copy(update={"model": model}), device)
     return found
 
 
-def block_length(model: TransformerVQConfig, device: str) -> tuple[int, str]:
-    """L of block-wise attention in training, and why; where codebooks differ in size, for the largest."""
+def block_length(model: TransformerVQConfig, device: str, tokens: int | None) -> tuple[int, str]:
+    """L of block-wise attention in training, and why; where codebooks differ in size, for the largest.
+
+    tokens: of a call before which nothing was; None: a state is carried.
+    """
     from transformer_vq.ops.attention.block_length import chosen
 
     if model.block_length is not None:
@@ -64,7 +68,7 @@ def block_length(model: TransformerVQConfig, device: str) -> tuple[int, str]:
     codes = max(getattr(quantizer, "size", 0) for quantizer in model.layer_quantizers()) if model.cache else 0
     groups = model.heads // model.key_value_heads
     two_sided = model.position == "rotary" or model.window_keys == "exact"
-    return chosen(device, codes, model.window, groups, model.key_dim, model.value_dim, two_sided)
+    return chosen(device, codes, model.window, groups, model.key_dim, model.value_dim, two_sided, tokens)
 
 
 def memory(settings: RunConfig, device: str) -> dict[str, Any]:

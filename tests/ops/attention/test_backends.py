@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from transformer_vq.ops.attention import blocks, initial_state
 
 LINEAR = ["blockwise", "recurrent", "wide"]
-SIZES = [(1, 4, 4), (3, 8, 4), (32, 8, 8), (67, 16, 24), (37, 8, 0), (29, 16, 5), (21, 4, 40), (16, 1, 3), (5, 1, 0)]
+SIZES = [
+    (1, 4, 4),
+    (3, 8, 4),
+    (32, 8, 8),
+    (67, 16, 24),
+    (37, 8, 0),
+    (29, 16, 5),
+    (21, 4, 40),
+    (16, 1, 3),
+    (5, 1, 0),
+    (19, 32, 5),
+]
 SHAPES = [
     {},
     {"Hkv": 1, "H": 4, "bias": "rows"},

@@ -1,6 +1,7 @@
 """How long a block of block-wise attention should be, where that changes nothing but the time.
 
 Longer blocks see more keys of the future, which are hidden again; shorter ones make more means, S·V numbers a block.
+A text of about as many tokens as there are codes is best one block: then no key is left of it, and no mean is made.
 Counted here, for one key head, forward and backward, what a token costs; the smallest cost wins.
 
     products   2·G·((3K+3V)·(S+M+L) + K·(M+L)) a token, and 6·G·K·L where keys beyond the window are seen otherwise than
@@ -32,19 +33,35 @@ def passes(L: int, S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> f
     return logits + blocks + G * (of_queries * K + 11 * V)
 
 
+def cost(L: int, S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> float:
+    """Of a token, in FLOPs."""
+    sizes = (L, S, M, G, K, V, two_sided)
+    return flops(*sizes) + NUMBER * passes(*sizes)
+
+
 def cheapest(S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> int:
     """L for S codes (0: no cache), a window of M, G query heads a key head, widths K and V; on a CPU."""
-
-    def cost(L: int) -> float:
-        sizes = (L, S, M, G, K, V, two_sided)
-        return flops(*sizes) + NUMBER * passes(*sizes)
-
-    return min(CHOICES, key=cost)
+    return min(CHOICES, key=lambda L: cost(L, S, M, G, K, V, two_sided))
 
 
-def chosen(device: str, S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> tuple[int, str]:
-    """L on a device of this type, and why, in words."""
+def longest_alone(S: int, M: int, G: int, K: int, V: int, two_sided: bool) -> int:
+    """How many tokens at most, with none before them, cost less as one block without means than as blocks with them."""
+    L = cheapest(S, M, G, K, V, two_sided)
+    known, most, low, high = S > 0, cost(L, S, M, G, K, V, two_sided), L, 2**20
+    while known and high - low > 1:  # from L on the cost of one block only grows
+        middle = (low + high) // 2
+        less = cost(middle, 0, M, G, K, V, two_sided) <= most
+        low, high = (middle, high) if less else (low, middle)
+    return low if known else 0
+
+
+def chosen(
+    device: str, S: int, M: int, G: int, K: int, V: int, two_sided: bool, alone: int | None = None
+) -> tuple[int, str]:
+    """L on a device of this type, and why, in words. alone: the tokens of a call before which nothing was."""
     if device != "cpu":
         return ELSEWHERE, f"the same for every model on {device}"
+    if alone is not None and alone <= (most := longest_alone(S, M, G, K, V, two_sided)):
+        return alone, f"one block: up to {most} tokens with none before them cost less than means of {S} codes on cpu"
     L = cheapest(S, M, G, K, V, two_sided)
     return L, f"least counted work a token on cpu, with {S} codes, window {M}, query heads a key head {G}"

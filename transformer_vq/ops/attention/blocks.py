@@ -58,7 +58,7 @@ class Plan:
     codes: Tensor
     """(B, Hkv, M+N·L) int64; S where there is no key."""
     codebook: Tensor
-    """(Hkv, S, K), without rows when there is no cache."""
+    """(Hkv, S, K), without rows where there is no cache, or nothing left of the strip that it could stand for."""
     count: Tensor
     """(B, Hkv, S): the cache that the first block sees."""
     total: Tensor
@@ -73,6 +73,8 @@ class Plan:
     groups: int
     rows: int
     """Queries of a chunk."""
+    beyond: bool
+    """Whether a query sees keys of its strip beyond the window."""
     scale: float | None
     """Of content logits; None: it is in q already."""
     gradients: str
@@ -81,7 +83,7 @@ class Plan:
 
     @property
     def cached(self) -> int:
-        """Columns of the cache in front of each strip: S, or 0."""
+        """Columns of means in front of each strip: S, or 0."""
         return self.codebook.shape[1]
 
     def chunks(self, threads: int = 1) -> Iterator[list[Chunk]]:
@@ -230,7 +232,7 @@ def hide(logits: Tensor, at: Chunk, plan: Plan) -> None:
     L, M, S = plan.L, plan.M, plan.cached
     never = logits.new_full((L, L), float("-inf"))
     logits[..., S + M :].add_(never.triu(1))
-    if S == 0:
+    if not plan.beyond:
         logits[..., : min(L, M + L)].add_(never.tril(-1))
     key_run = strips(plan.key_run[:, None, :, None], Chunk(at.b, slice(None), at.n), plan)[:, :, :, None, None, :, 0]
     if plan.query_run is not None:

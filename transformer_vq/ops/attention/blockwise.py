@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_vq.ops.attention.block_length import longest_alone
 from transformer_vq.ops.attention.blocks import Buffers, Chunk, Plan, blocks_of_chunk, rows_at_once
 from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
@@ -31,7 +32,9 @@ from transformer_vq.ops.attention.rotary import positioned
 from transformer_vq.ops.threads import outer_threads, share
 
 LONGEST_BLOCK = 128
-"""Under `gradients="window"` nothing depends on L, and longer blocks only add keys of the future to each strip."""
+"""Under `gradients="window"` nothing depends on L, and longer blocks only add keys of the future to each strip.
+
+But a single block before which nothing was: it needs no means, and is as long as that pays."""
 
 WORTH_A_THREAD = 2**20
 """Logits for each thread, below which handing them over is not worth the while."""
@@ -46,17 +49,33 @@ class Manner(NamedTuple):
     """Length of a block."""
     rows: int
     """Queries that are worked on together."""
+    means: bool = True
+    """False: no key is left of a strip, so none are made."""
 
 
 def manner(call: Call) -> Manner:
     """All of it wide."""
-    return Manner(call.wide_dtype, block_length(call, LONGEST_BLOCK), rows_at_once(call.q.device))
+    L = block_length(call, LONGEST_BLOCK)
+    return Manner(call.wide_dtype, L, rows_at_once(call.q.device), not alone(call, L))
 
 
 def block_length(call: Call, longest: int) -> int:
     """L: `longest` counts where L is free."""
     L = max(1, min(call.block_len, call.q.shape[3]))
-    return min(L, longest) if call.gradients == "window" else L
+    dear = call.gradients == "window" and not (alone(call, L) and call.q.shape[3] <= longest_one(call))
+    return min(L, longest) if dear else L
+
+
+def alone(call: Call, L: int) -> bool:
+    """Whether blocks of L are one block, with nothing before it."""
+    return call.fresh and not call.linked and call.q.shape[3] <= L
+
+
+def longest_one(call: Call) -> int:
+    """Up to how many tokens that pays."""
+    _, _, G, _, K = call.q.shape
+    S, two_sided = call.codebook.shape[1] if call.cache else 0, call.rotary is not None or call.exact_window
+    return longest_alone(S, call.window, G, K, call.v.shape[3], two_sided)
 
 
 def blockwise(call: Call) -> Tensor:
@@ -89,7 +108,7 @@ def starts(call: Call, how: Manner, spare: int = 0) -> Starts:
     B, Hkv, G, T, _ = call.q.shape
     N = -(-T // how.L)
     chunks = -(-N // blocks_of_chunk(N, how.L, G, how.rows)) + spare
-    S, V, wide = call.codebook.shape[1] if call.cache else 0, call.v.shape[3], call.wide_dtype
+    S, V, wide = call.codebook.shape[1] if call.cache and how.means else 0, call.v.shape[3], call.wide_dtype
     return call.v.new_empty(chunks, B, Hkv, S, dtype=wide), call.v.new_empty(chunks, B, Hkv, S, V, dtype=wide)
 
 
@@ -119,7 +138,7 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
     two_sided = call.rotary is not None or call.exact_window or not (call.fresh or call.linked)
     k_far = pad(call.k_beyond_window) if two_sided else None
 
-    S = call.codebook.shape[1] if call.cache else 0
+    S = call.codebook.shape[1] if call.cache and how.means else 0
     query_run = None if call.run is None else F.pad(call.run, (0, missing), value=-2)
     key_run = F.pad(call.key_run, (0, missing), value=-2)
     ours = (call.query_run[:, :1] == 0)[..., None]  # does the first block see the state's cache?
@@ -136,6 +155,7 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
         N=N,
         groups=q.shape[2],
         rows=how.rows,
+        beyond=call.cache,
         scale=call.scale,
         gradients=call.gradients,
         through=call.grad_through_cache,

@@ -166,7 +166,8 @@ def prepare(x: Arguments) -> Call:
     if block_len is None:
         S = x.codebook.shape[1] if x.cache else 0
         two_sided = x.rotary is not None or x.exact_window
-        block_len, _ = chosen(q.device.type, S, x.window, q.shape[1] // Hkv, K, V, two_sided)
+        alone = T if x.state is None and not x.linked else None
+        block_len, _ = chosen(q.device.type, S, x.window, q.shape[1] // Hkv, K, V, two_sided, alone)
     ready["block_len"] = block_len
     given = {field.name: getattr(x, field.name) for field in fields(x)} | ready
     return Call(**given, fresh=x.state is None, run=run, length=length, padded=mask is not None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.padding import pick
-from transformer_vq.ops.attention.state import AttentionState, sum_by_code
+from transformer_vq.ops.attention.state import AttentionState
 
 
 def next_state(call: Call) -> AttentionState:
@@ -38,25 +38,36 @@ def next_state(call: Call) -> AttentionState:
 
     alive = torch.where(carried, old_run.gather(1, index_old), new_run.gather(1, index_new)) == last_run[:, None]
 
-    same = (last_run == 0)[:, None, None]
-    count, mean = old.count * same, old.mean * same[..., None]
-    leaving = [(old.codes[:, :, :T], old.v[:, :, :T], old_run[:, :T], 0)]
+    leaving = [] if call.fresh else [(old.codes[:, :, :T], old.v[:, :, :T], old_run[:, :T], 0)]
     if T > M:
         leaving.append((call.codes[:, :, : T - M], call.v[:, :, : T - M], new_run[:, : T - M], M))
-    total, added = torch.zeros_like(mean), torch.zeros_like(count)
+    gone = []
     for codes, v, run, first in leaving:
         at = first + torch.arange(codes.shape[2], device=length.device)
-        gone = (run == last_run[:, None]) & (at < length[:, None])
-        c, s = sum_by_code(codes.masked_fill(~gone[:, None], S), v.to(total.dtype), S)
-        added, total = added + c, total + s
-    after = (count + added).clamp_min(1)
+        gone.append((codes, v.to(old.mean.dtype), ((run == last_run[:, None]) & (at < length[:, None]))[:, None]))
+
+    before = old.count * (last_run == 0)[:, None, None]
+    count = before.clone()
+    for codes, _, there in gone:
+        count.flatten().index_add_(0, rows_of(codes, S), there.to(count.dtype).expand_as(codes).flatten())
+    weight = 1 / count.clamp_min(1)
+    mean = torch.zeros_like(old.mean) if call.fresh else old.mean * (before * weight)[..., None]
+    for codes, v, there in gone:  # already divided: what no key is in is never touched, most of it in a short text
+        share = torch.where(there, weight.gather(2, codes), 0)[..., None]
+        mean.flatten(0, 2).index_add_(0, rows_of(codes, S), torch.where(share > 0, v * share, 0).flatten(0, 2))
     return AttentionState(
         codes=keep(old.codes[..., None], call.codes[..., None])[..., 0],
         k_hat=keep(old.k_hat, call.k_hat),
         v=keep(old.v, call.v),
         alive=alive,
-        count=count + added,
-        mean=(count / after)[..., None] * mean + total / after[..., None],
+        count=count,
+        mean=mean,
         segment=old.segment if call.segments is None else torch.where(length > 0, call.segments[:, -1], old.segment),
         position=old.position + length,
     )
+
+
+def rows_of(codes: Tensor, S: int) -> Tensor:
+    """Codes (B, Hkv, n) -> the place of each in (B·Hkv·S), flat."""
+    lists = codes.shape[0] * codes.shape[1]
+    return (codes.flatten(0, 1) + torch.arange(lists, device=codes.device)[:, None] * S).flatten()

@@ -121,12 +121,13 @@ def chunk_backward(
         clear_bubble(d_logits, plan)
     d_logits = buffers.narrowed("d_logits", d_logits)
     product(d_logits[..., S:], rows.keys, d_q)
-    if S:
+    if plan.beyond:
         d_far = d_q if x.q_far is None else buffers("d_q_far", *d_q.shape)
-        cached = d_logits[..., :S].flatten(2, 3)[:, :, None]
-        product(cached, rows.codebook, d_far.flatten(2, 3)[:, :, None], add=d_far is d_q)
+        if S:
+            cached = d_logits[..., :S].flatten(2, 3)[:, :, None]
+            product(cached, rows.codebook, d_far.flatten(2, 3)[:, :, None], add=d_far is d_q)
         if d_bubble is not None and rows.bubble is not None:
-            product(d_bubble, rows.bubble, d_far, add=True)
+            product(d_bubble, rows.bubble, d_far, add=S > 0 or d_far is d_q)
         if grads.q_far is not None:
             put_query_rows(grads.q_far, d_far, at, plan)
     put_query_rows(grads.q, d_q, at, plan)
@@ -167,7 +168,7 @@ class Rows(NamedTuple):
         q = query_rows(x.q, at, plan)
         two_sided = x.q_far is not None or (x.k_far is not None and at.n.start * plan.L < plan.M)
         bubble = None
-        if two_sided and plan.cached:
+        if two_sided and plan.beyond:
             assert x.k_far is not None, "the far side has keys of its own"
             bubble = strips(x.k_far, at, plan)[..., : plan.L, :]
         return Rows(

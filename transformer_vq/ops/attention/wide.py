@@ -29,7 +29,7 @@ def manner(call: Call) -> Manner:
     narrow = common if common.itemsize == 2 else call.wide_dtype
     on_accelerator, free = device.type != "cpu", call.gradients == "window"
     L = min(BLOCK, call.q.shape[3]) if on_accelerator and free else block_length(call, blockwise.LONGEST_BLOCK)
-    return Manner(narrow, L, min(ROWS, rows_at_once(device)))
+    return Manner(narrow, L, min(ROWS, rows_at_once(device)), not blockwise.alone(call, L))
 
 
 def wide(call: Call) -> Tensor:
