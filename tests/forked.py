@@ -12,8 +12,8 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from torch.distributed import TCPStore
@@ -33,12 +33,7 @@ def torchrun(processes: int, *arguments: str, fails: bool = False, timeout: floa
     common |= {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
     common |= {"OMP_NUM_THREADS": 1, **environment}
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as output:
-        crew = [
-            CONTEXT.Process(target=_work, args=(arguments, _text(common, RANK=r, LOCAL_RANK=r), output.name))
-            for r in range(processes)
-        ]
-        for process in crew:
-            process.start()
+        crew = [python(*arguments, output=output.name, **common, RANK=r, LOCAL_RANK=r) for r in range(processes)]
         end, running = time.monotonic() + timeout, list(crew)
         while running and time.monotonic() < end and not any(process.exitcode for process in crew):
             wait([process.sentinel for process in running], timeout=end - time.monotonic())
@@ -58,8 +53,12 @@ def torchrun(processes: int, *arguments: str, fails: bool = False, timeout: floa
     return said
 
 
-def _text(common: Mapping[str, object], **own: int) -> dict[str, str]:
-    return {**os.environ, **{name: str(value) for name, value in {**common, **own}.items()}}
+def python(*arguments: str, output: str | Path, **environment: object) -> BaseProcess:
+    """Start `python SCRIPT ARGUMENTS` with more in its environment; what it prints is added to a file."""
+    text = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    process = CONTEXT.Process(target=_work, args=(arguments, text, str(output)))
+    process.start()
+    return process
 
 
 def _work(arguments: tuple[str, ...], environment: dict[str, str], output: str) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import toy_runs
 import yaml
+from forked import python
 
 from transformer_vq import files
 from transformer_vq.cli import run as command
@@ -152,8 +150,7 @@ def start(path, tmp_path, **environment):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     paths = f"{Path(toy_runs.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    variables = {**os.environ, "PYTHONPATH": paths, **environment}
-    return subprocess.Popen([sys.executable, str(script), str(path)], env=variables, stdout=subprocess.PIPE, text=True)
+    return python(str(script), str(path), output=tmp_path / "output", PYTHONPATH=paths, **environment)
 
 
 def wait_until(condition, seconds=60):
@@ -176,11 +173,12 @@ def test_a_killed_study_takes_its_workers_along_and_goes_on_later(write_toy, tmp
     process = start(path, tmp_path)
     wait_until(lambda: calls(sleeping) and (quick.folder / "summary.json").is_file())
     worker = int((sleeping.folder / "calls.txt").read_text())
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert state_of(sleeping) == "running"
     second = start(path, tmp_path, TOY_SLEEP="0")
-    assert second.wait(timeout=60) == 0
+    second.join(60)
+    assert second.exitcode == 0
     assert not alive(worker)
     assert (state_of(sleeping), calls(sleeping), calls(quick)) == ("done", 2, 1)
 

@@ -1,14 +1,13 @@
 """A checkpoint is whole or it is none: kills, flipped bits, cut files and full disks."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from forked import python
 
 from transformer_vq import files
 from transformer_vq.config import ConfigError
@@ -151,7 +150,8 @@ def test_writing_a_step_again_replaces_it(tmp_path):
 
 def test_kill_9_while_writing_loses_nothing(tmp_path):
     """A process writes checkpoints as fast as it can and is killed; what is left is whole, and the next one goes on."""
-    script = (
+    script, output = tmp_path / "script.py", tmp_path / "output"
+    script.write_text(
         "import sys, torch; from pathlib import Path\n"
         "from transformer_vq.training.checkpoints import *\n"
         "c = Checkpoints(Path(sys.argv[1]), keep=2)\n"
@@ -163,17 +163,19 @@ def test_kill_9_while_writing_loses_nothing(tmp_path):
     )
     draw, last = random.Random(0), 0
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3):
-            assert process.stdout.readline()
+        output.write_text("")
+        process = python(str(script), str(tmp_path / "run"), output=output)
+        while output.read_text().count("\n") < 3:
+            assert process.is_alive()
+            time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.05))
-        os.kill(process.pid, signal.SIGKILL)
-        reported = [int(line) for line in process.stdout.read().split()]
-        process.wait()
-        found = Checkpoints(tmp_path).steps()
+        process.kill()
+        process.join()
+        reported = [int(line) for line in output.read_text().split()]
+        found = Checkpoints(tmp_path / "run").steps()
         assert found and found[-1] >= max([last + 3, *reported])
         for step in found:
-            folder = Checkpoints(tmp_path).path(step)
+            folder = Checkpoints(tmp_path / "run").path(step)
             verify(folder)
             assert load_tensors(folder / "model.safetensors")["w"].unique().item() == step
         last = found[-1]
