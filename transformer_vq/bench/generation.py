@@ -45,7 +45,7 @@ def run(
         if compared:
             other = llama(model.config).to(device).eval()
             contest |= {f"llama {p}": llama_token(other, text[:, :p]) for p in compared}
-        with model.frozen():
+        with model.frozen(in_place=True):  # as `generate` does; no state here is gone on from twice
             seconds = in_turns(contest, repeats, device, warmup=10)
     rows: list[Row] = []
     about = describe(model.config, max(positions))

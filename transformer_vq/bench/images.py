@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from transformer_vq.bench.device import kind
 from transformer_vq.bench.turns import in_turns, quartiles, ratios, shown_speedup, spread
 from transformer_vq.config.extras import need
 from transformer_vq.config.images import ImagesConfig
@@ -23,15 +24,22 @@ EMA = 0.8  # that package's default
 
 
 def run(
-    codes: int = 1024, code_dim: int = 32, width: int = 16, batch_size: int = 64, repeats: int = 9, device: str = "cpu"
+    codes: int = 1024,
+    code_dim: int = 32,
+    width: int = 16,
+    batch_size: int = 64,
+    repeats: int = 9,
+    device: str | None = None,
 ) -> list[dict[str, str | float]]:
     """-> a row each for ours and theirs: implementation, images_per_s, speedup over theirs, and quartiles (low, high;
     speedup_low, speedup_high).
 
-    32x32 colour pictures to a 16x16 grid of codes, fp32; a step is forward, backward, AdamW and the EMA.
+    32x32 colour pictures to a 16x16 grid of codes, fp32; a step is forward, backward, AdamW and the EMA. `device` is
+    the GPU where there is one, else the CPU.
     Raises ConfigError when the other package is not installed.
     """
     VectorQuantize = need("vector_quantize_pytorch", "bench images").VectorQuantize
+    device = device or kind()
     quantizer = VQConfig(codes=codes, estimator="rotation", ema=EMA, commit=1 / code_dim)
     config = ImagesConfig(width=width, multipliers=[1, 2], code_dim=code_dim, quantizer=quantizer)
     ours, rest = (ImageModel(config, CHANNELS).to(device).train() for _ in range(2))

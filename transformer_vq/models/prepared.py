@@ -18,6 +18,7 @@ from transformer_vq.models.norm import prepared_norm
 from transformer_vq.models.positions import XLBias
 from transformer_vq.ops.attention.step import Tables, per_head, tables
 from transformer_vq.ops.nearest import distance_tables
+from transformer_vq.ops.numerics import full_precision
 from transformer_vq.quantizers.nearest import NearestQuantizer
 
 COPIED = 2**20
@@ -66,8 +67,23 @@ def finder(layer: VQAttention) -> Callable[[Tensor], Tensor]:
     offset, across = distance_tables(quantizer.codebook, quantizer.metric)
     if len(across) == 1:
         offset, across = offset[0], across[0].contiguous()
-        return lambda k: torch.addmm(offset, k[:, 0], across).argmin(1, keepdim=True)
-    return lambda k: torch.baddbmm(offset, k.transpose(0, 1), across).argmin(2).t().reshape(-1, 1)
+
+        def find(k: Tensor) -> Tensor:
+            return torch.addmm(offset, k[:, 0], across).argmin(1, keepdim=True)
+
+    else:
+
+        def find(k: Tensor) -> Tensor:
+            return torch.baddbmm(offset, k.transpose(0, 1), across).argmin(2).t().reshape(-1, 1)
+
+    if offset.device.type == "cpu":
+        return find
+
+    def find_exactly(k: Tensor) -> Tensor:
+        with full_precision(k.device):  # the codes that `nearest_code` finds, whatever the user lets TF32 do
+            return find(k)
+
+    return find_exactly
 
 
 Placed = Callable[[Tensor], tuple[Tensor, Tensor | None]]

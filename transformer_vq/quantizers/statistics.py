@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops.estimators.noise import Noise
+from transformer_vq.ops.sums import add_rows
 from transformer_vq.quantizers.reservoir import Reservoir
 
 
@@ -80,9 +81,8 @@ def key_sums(k: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> Tensor
         k, index = k.transpose(1, 2), index.transpose(1, 2)
     dtype = torch.promote_types(k.dtype, torch.float32)
     total = torch.zeros(H * (size + 1), K, dtype=dtype, device=k.device)
-    return (
-        total.index_add_(0, index.reshape(-1), k.reshape(-1, K).to(dtype)).view(H, size + 1, K)[:, :size].contiguous()
-    )
+    add_rows(total, index.reshape(-1), k.reshape(-1, K).to(dtype))
+    return total.view(H, size + 1, K)[:, :size].contiguous()
 
 
 def real_keys(k: Tensor, mask: Tensor | None) -> Tensor:

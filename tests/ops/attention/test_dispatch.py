@@ -39,6 +39,7 @@ BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.flo
         (4096, 64, 1536, FP32, 90, True, "blockwise", "registers"),
         (4096, 64, 64, FP64, 90, True, "blockwise", "do not take fp64"),
         (4096, 128, 128, BF16, 90, False, "blockwise", "needs triton: pip install"),
+        (4096, 128, 128, FP16, 75, True, "blockwise", "begin with sm_80, and this GPU is sm_75"),
         (4096, 64, 64, FP32, 90, False, "blockwise", "needs triton: pip install"),
     ],
 )

@@ -1,7 +1,7 @@
 """The kernels natively, on the cases that the interpreter sees: `pytest -m gpu`.
 
 How far 16 bits may be off is not a number of ours: at most twice what PyTorch's plain attention (`SDPBackend.MATH`) is
-off in the same type, relative to the largest entry of each tensor.
+off in the same type, root of mean squares over each tensor: late rows are small beside the first ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def on_gpu(case, dtype):
 
 
 def error(got, want):
-    return ((got.double().cpu() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
+    off = got.double().cpu() - want
+    return (off.square().mean() / want.square().mean().clamp_min(1e-60)).sqrt().item()
 
 
 def usual(case, dtype):
@@ -84,7 +85,7 @@ def test_errors_are_those_of_plain_attention_and_two_runs_are_equal(shape, sizes
     want, allowed, moved = run(exact, "quadratic"), usual(case, dtype), on_gpu(case, dtype)
     one, other = run(moved, "triton"), run(moved, "triton")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    tiny = 8 * torch.finfo(dtype).eps  # where plain attention happens to be exact, as for a single token
+    tiny = torch.finfo(dtype).eps  # where plain attention happens to be exact, as for a single token
     wrong = {n: (error(one[n], want[n]), allowed[n]) for n in NAMES if want[n].abs().max() > 1e-9}
     assert all(got <= max(2 * usual, tiny) for got, usual in wrong.values()), wrong
 

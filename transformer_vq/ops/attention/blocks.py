@@ -23,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_vq.ops.numerics import full_precision
+from transformer_vq.ops.sums import add_rows
+
 ROWS = {"cpu": 4096}
 """Queries that are worked on together: enough to fill batched products, few enough to stay in the processor's cache."""
 ROWS_ELSEWHERE = 65536
@@ -257,7 +260,8 @@ def run_up(x: Tensor, goes_on: Tensor | None, backwards: bool = False) -> None:
             document = F.pad((~goes_on).cumsum(1), (1, 0))
             links = links * (document[:, :, None] == document[:, None])
         links = links.mT if backwards else links
-        x.copy_((links[:, None] @ x.flatten(3)).view(x.shape))  # one launch instead of n
+        with full_precision(x.device):  # counts too are summed here
+            x.copy_((links[:, None] @ x.flatten(3)).view(x.shape))  # one launch instead of n
         return
     blocks = list(x.unbind(2))
     same = None if goes_on is None else goes_on.to(x.dtype).view(-1, n, *[1] * (x.dim() - 2)).unbind(1)
@@ -296,7 +300,7 @@ def cache_prefix(
         sums.zero_()
         sums[:, :, 0, :S] = first
         flat = sums.flatten(0, 3)
-        flat.index_add_(0, rows, more.expand(len(rows), *flat.shape[1:]))
+        add_rows(flat, rows, more.expand(len(rows), *flat.shape[1:]))
         run_up(sums, plan.goes_on(at))
     return counts[:, :, :, :S], totals[:, :, :, :S]
 

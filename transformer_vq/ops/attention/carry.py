@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.padding import pick
 from transformer_vq.ops.attention.state import AttentionState
+from transformer_vq.ops.sums import add_rows
 
 
 def next_state(call: Call) -> AttentionState:
@@ -54,7 +55,7 @@ def next_state(call: Call) -> AttentionState:
     mean = torch.zeros_like(old.mean) if call.fresh else old.mean * (before * weight)[..., None]
     for codes, v, there in gone:  # already divided: what no key is in is never touched, most of it in a short text
         share = torch.where(there, weight.gather(2, codes), 0)[..., None]
-        mean.flatten(0, 2).index_add_(0, rows_of(codes, S), torch.where(share > 0, v * share, 0).flatten(0, 2))
+        add_rows(mean.flatten(0, 2), rows_of(codes, S), torch.where(share > 0, v * share, 0).flatten(0, 2))
     return AttentionState(
         codes=keep(old.codes[..., None], call.codes[..., None])[..., 0],
         k_hat=keep(old.k_hat, call.k_hat),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from transformer_vq.config.extras import lack
+from transformer_vq.ops.kernels.device import OLDEST
 
 SHORT = 32
 """Up to this many tokens the quadratic form is taken: at 16 it needs 0.7 of block-wise time, at 64 already 1.1."""
@@ -50,6 +51,7 @@ def choose(x: Look) -> tuple[str, str]:
     if x.device != "cuda":
         return "blockwise", f"linear in T, the fastest here for {x.T} tokens on {x.device}"
     name, narrow, widest = NAMES.get(x.dtype, "?"), x.dtype in NARROW, max(x.K, x.V)
+    kernels = x.triton and x.arch >= OLDEST
     if x.linked:
         taken = "wide" if narrow else "blockwise"
         return (
@@ -58,12 +60,14 @@ def choose(x: Look) -> tuple[str, str]:
         )
     if narrow and x.V > FUSED:
         return "wide", f"values are {x.V} wide, more than {FUSED}: {name} products over many blocks at once"
-    if narrow and widest <= FUSED and x.triton:
+    if narrow and widest <= FUSED and kernels:
         return "triton", f"fused kernels for {name}, {x.T} tokens"
-    if x.dtype == torch.float32 and widest <= FUSED_SINGLE and x.arch >= 90 and x.triton:
+    if x.dtype == torch.float32 and widest <= FUSED_SINGLE and x.arch >= 90 and kernels:
         return "triton", f"fused kernels for {name} up to {FUSED_SINGLE} wide, {x.T} tokens"
     if not x.triton:
         why = lack("triton", "a fused kernel")
+    elif not kernels:
+        why = f"fused kernels begin with sm_{OLDEST}, and this GPU is sm_{x.arch}"
     elif narrow:
         why = f"keys are {x.K} wide, and fused kernels hold at most {FUSED}"
     elif x.dtype == torch.float32:

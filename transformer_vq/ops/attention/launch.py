@@ -19,6 +19,7 @@ from transformer_vq.ops.attention.kernels.prefix import scan_kernel, sums_kernel
 from transformer_vq.ops.attention.kernels.queries import queries_kernel
 from transformer_vq.ops.attention.kernels.sweep import chain_kernel, sweep_kernel
 from transformer_vq.ops.attention.kernels.tiles import Tile
+from transformer_vq.ops.kernels.device import on_its_device
 from transformer_vq.ops.kernels.rows import Rows, rows
 
 SCRATCH = 2**26
@@ -130,6 +131,7 @@ def tiles_of_queries(plan: Plan, T: int, rows_of_tile: int) -> int:
     return tiles
 
 
+@on_its_device
 def attend(
     plan: Plan, q: Tensor, q_far: Tensor | None, k: Tensor, k_far: Tensor | None, v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -147,6 +149,7 @@ def attend(
     return o, lse
 
 
+@on_its_device
 def gradients(
     plan: Plan,
     q: Tensor,

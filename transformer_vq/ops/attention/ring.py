@@ -19,6 +19,7 @@ from transformer_vq.ops.attention.arguments import check_state
 from transformer_vq.ops.attention.kernels.decode import read_kernel, write_kernel
 from transformer_vq.ops.attention.rotary import rotate
 from transformer_vq.ops.attention.state import AttentionState
+from transformer_vq.ops.kernels.device import on_its_device
 
 COLUMNS = 32
 """Codes or keys that a program reads at a time."""
@@ -102,6 +103,7 @@ def turn(place: Tensor, rotary: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()]).to(dtype)
 
 
+@on_its_device
 def step(ring: Ring, q: Tensor, k_hat: Tensor, codes: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Ring]:
     """The next token of every row, real and of the document so far: o (B·Hkv, G, V), and the ring with the token.
 

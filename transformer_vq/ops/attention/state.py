@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from transformer_vq.ops.sums import add_rows
+
 
 class AttentionState(NamedTuple):
     """What is left of the tokens read so far. Hkv key heads, S codes, M window; constant in T.
@@ -81,5 +83,5 @@ def sum_by_code(codes: Tensor, v: Tensor, S: int) -> tuple[Tensor, Tensor]:
     lists = math.prod(outer)
     row = codes.reshape(lists, T) + torch.arange(lists, device=codes.device)[:, None] * (S + 1)
     count = v.new_zeros(lists * (S + 1)).index_add_(0, row.flatten(), v.new_ones(row.numel()))
-    total = v.new_zeros(lists * (S + 1), V).index_add_(0, row.flatten(), v.reshape(lists * T, V))
+    total = add_rows(v.new_zeros(lists * (S + 1), V), row.flatten(), v.reshape(lists * T, V))
     return count.view(*outer, S + 1)[..., :S], total.view(*outer, S + 1, V)[..., :S, :]

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
+
+Launches = TypeVar("Launches", bound=Callable[..., Any])
+OLDEST = 80
+"""sm_80: the first that bf16 products and the kernels' compiler know."""
 
 
 def interpreted() -> bool:
@@ -20,7 +28,20 @@ def installed() -> bool:
 
 def usable(device: torch.device) -> bool:
     """Whether kernels run on tensors there."""
-    return installed() and (device.type == "cuda" or (device.type == "cpu" and interpreted()))
+    if device.type == "cuda":
+        return installed() and architecture(device) >= OLDEST
+    return installed() and device.type == "cpu" and interpreted()
+
+
+def on_its_device(launches: Launches) -> Launches:
+    """The same function, with the GPU of its first tensor argument as the current one: there Triton launches."""
+
+    @wraps(launches)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device_of(next(x for x in args if isinstance(x, Tensor))):
+            return launches(*args, **kwargs)
+
+    return cast(Launches, run)
 
 
 def architecture(device: torch.device) -> int:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from transformer_vq.ops.kernels.device import architecture
+from transformer_vq.ops.kernels.device import architecture, on_its_device
 from transformer_vq.ops.kernels.rows import load_rows, load_table, rows
 
 SPLIT = (torch.bfloat16,)
@@ -41,6 +41,7 @@ def tile(arch: int, K: int, split: bool) -> Tile:
     return Tile(64, 32, 8) if K <= 64 or (arch >= 90 and K <= 128) else Tile(32, 32, 8)
 
 
+@on_its_device
 def nearest(k: Tensor, table: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     """argmin_s offset_s − 2 k_t·table_s/size_t, the lowest s of several: (B, H, T) int64.
 

@@ -1,0 +1,53 @@
+"""Sums by index, and the GPU on which kernels are launched."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from transformer_vq.ops.kernels.device import on_its_device
+from transformer_vq.ops.sums import add_rows
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_rows_are_added_where_the_index_says_and_always_in_one_order(device):
+    torch.manual_seed(0)
+    index, rows = torch.randint(5, (3000,), device=device), torch.randn(3000, 4, device=device)
+    began = torch.randn(5, 4, device=device)
+    first, second = (add_rows(began.clone(), index, rows) for _ in range(2))
+    want = began.double() + torch.nn.functional.one_hot(index, 5).double().T @ rows.double()
+    torch.testing.assert_close(first.double(), want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(first, second)
+
+
+def test_kernels_are_launched_on_the_gpu_of_their_tensors(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: seen.append(x) or nullcontext())
+
+    @on_its_device
+    def launch(plan, x, y):
+        return plan, len(seen)
+
+    one, other = torch.zeros(1), torch.zeros(2)
+    assert launch("plan", one, other) == ("plan", 1) and seen[0] is one
+
+
+def test_everything_that_launches_does_so():
+    pytest.importorskip("triton")
+    from transformer_vq.ops.attention import launch, ring
+    from transformer_vq.ops.kernels import nearest
+
+    assert all(hasattr(f, "__wrapped__") for f in (launch.attend, launch.gradients, ring.step, nearest.nearest))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_codes_on_the_second_gpu_are_those_of_the_first():
+    from transformer_vq.ops.nearest import nearest_code
+
+    torch.manual_seed(0)
+    k, codebook = torch.randn(2, 2, 3000, 64), torch.randn(2, 512, 64)
+    first, second = (nearest_code(k.to(d), codebook.to(d)).cpu() for d in ("cuda:0", "cuda:1"))
+    assert torch.equal(first, second)
