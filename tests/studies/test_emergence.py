@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 
+import pandas as pd
 import pytest
 import toy_runs
 
@@ -91,6 +92,10 @@ def test_arms_by_the_time_at_which_their_seeds_emerge(write_toy):
         text = (study.folder / f"report.{kind}").read_text(encoding="utf-8")
         assert "Emergence" in text and "2/4" in text and "1,200" in text and "Kaplan" in text
     assert (study.folder / "plots" / "emergence.png").is_file()
+    runs = pd.read_csv(study.folder / "runs.csv")
+    mine = runs[runs["arm"] == "ste"].sort_values("seed")
+    want = [(arrival.time, arrival.emerged) for arrival in emergence(collect(study))[0].arrivals]
+    assert list(zip(mine["watched_to"], mine["emerged"], strict=True)) == want
 
 
 def test_smaller_may_be_better_and_nothing_may_have_run(write_toy):

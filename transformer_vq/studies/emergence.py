@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
 from transformer_vq.config.study import EmergenceConfig, StudyConfig
 from transformer_vq.evaluation.plots import read_metrics
 from transformer_vq.studies.outcomes import metric_of, state_of
@@ -78,6 +80,17 @@ def emergence(results: Results) -> list[Emergence]:
         rows.append(Emergence(arm, mine, unit, curve, given, reference, p, p))
     corrected = holm([row.p for row in rows])
     return [replace(row, p_corrected=p) for row, p in zip(rows, corrected, strict=True)]
+
+
+def with_arrivals(runs: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """The table of all runs with `emerged`, and `watched_to`: the tokens or step until then, or else until the end."""
+    wanted = results.study.settings.emergence
+    if wanted is None:
+        return runs
+    watched = {run.digest: _watch(run, wanted, results.study.settings) for run in results.final}
+    known = {digest: (found[2], found[1]) for digest, found in watched.items() if found is not None}
+    emerged, until = zip(*(known.get(digest, (None, None)) for digest in runs["hash"]), strict=True)
+    return runs.assign(emerged=emerged, watched_to=until)
 
 
 def _watch(run: Run, wanted: EmergenceConfig, study: StudyConfig) -> tuple[int, float, bool, str] | None:

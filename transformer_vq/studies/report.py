@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from transformer_vq.evaluation.plots import save_figure, svg
 from transformer_vq.files import write, write_text, writing
 from transformer_vq.studies import figures
-from transformer_vq.studies.emergence import emergence
+from transformer_vq.studies.emergence import emergence, with_arrivals
 from transformer_vq.studies.folder import check_identity
 from transformer_vq.studies.markdown import Verbatim, clean, code, escape, fence
 from transformer_vq.studies.plan import Study
@@ -31,7 +31,7 @@ def write_report(study: Study) -> list[Path]:
     with writing(study.folder):
         study.folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(results)
-    runs = table(results)
+    runs = with_arrivals(table(results), results)
     write(study.folder / "runs.parquet", lambda place: runs.to_parquet(place, index=False))
     write(study.folder / "runs.csv", lambda place: runs.to_csv(place, index=False))
     for old in (study.folder / "plots").glob("*.png"):
