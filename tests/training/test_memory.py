@@ -10,8 +10,9 @@ from tiny_run import tiny_run
 from torch.profiler import ProfilerActivity, profile
 
 from transformer_vq.cli import run as command
+from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models import TransformerVQ
-from transformer_vq.models.footprint import decoding
+from transformer_vq.models.footprint import decoding, training
 from transformer_vq.ops.attention import blocks
 from transformer_vq.training import memory, run
 from transformer_vq.training.step import Stepper
@@ -158,3 +159,14 @@ class TestWarning:
         monkeypatch.setattr(memory, "training_memory", fails)
         monkeypatch.setattr(memory, "available", lambda device: 1)
         assert memory.complaint(settings, "cpu") is None
+
+
+@pytest.mark.parametrize(("value_dim", "precision"), [(192, "fp32"), (384, "bf16")], ids=["blockwise", "wide"])
+def test_on_a_gpu_more_is_worked_on_at_once(value_dim, precision):
+    """65,536 queries in place of 4,096 (`wide`: 16,384), whether there is one here or not."""
+    config = TransformerVQConfig(vocab_size=64, layers=1, width=32, key_dim=96, value_dim=value_dim, window=128)
+    cpu, gpu = (training(config, 4, 16_384, precision=precision, device=device) for device in ("cpu", "cuda"))
+    assert gpu.layers[0].kept == pytest.approx(cpu.layers[0].kept, rel=0.5)  # notes of chunks differ
+    logits = 4 * (config.window + 128 + 128)  # bytes a query
+    more = (65_536 if precision == "fp32" else 16_384) - 4096
+    assert gpu.layers[0].backward - cpu.layers[0].backward > more * logits

@@ -156,7 +156,7 @@ def _fake(
     model: TransformerVQ, dtype: torch.dtype, config: TransformerVQConfig, device: str, precision: str
 ) -> Iterator[LiveBytes]:
     """Fake tensors in place of parameters and buffers, and the count of what is alive beside them."""
-    with counting(inside(lambda tokens: attention_backend(config, device, tokens, precision)[0])) as live:
+    with counting(inside(lambda tokens: attention_backend(config, device, tokens, precision)[0], device)) as live:
         for module in model.modules():
             for name, p in module._parameters.items():
                 if p is not None:

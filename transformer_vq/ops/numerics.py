@@ -31,11 +31,16 @@ def full_precision(device: torch.device) -> Iterator[None]:
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(autocast_type(device), enabled=False):
             yield
     finally:
         if precision != "highest":
             torch.set_float32_matmul_precision(precision)
+
+
+def autocast_type(device: torch.device) -> str:
+    """What `torch.autocast` calls it; it knows no meta tensors."""
+    return "cpu" if device.type == "meta" else device.type
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_vq.ops.attention.backends import TrainableBackend, backend_named
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.state import LEARNED, AttentionState
+from transformer_vq.ops.numerics import autocast_type
 
 TYPES = {
     Tensor: "Tensor",
@@ -72,7 +73,7 @@ def attend_op(*values: Any) -> list[Tensor]:
 def run_forward(call: Call, keep: bool) -> list[Tensor]:
     """The op's own work."""
     backend = backend_named(call.backend)
-    with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(autocast_type(call.q.device), enabled=False):
         if keep and isinstance(backend, TrainableBackend):
             notes = backend.notes(call)
             return [backend.forward(call, notes).to(call.v.dtype).contiguous(), *notes]
@@ -92,7 +93,7 @@ def attend_backward_op(*values: Any) -> list[Tensor]:
 def run_backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
     """The op's own work."""
     backend = backend_named(call.backend)
-    with recording(), torch.autocast(call.q.device.type, enabled=False):
+    with recording(), torch.autocast(autocast_type(call.q.device), enabled=False):
         if isinstance(backend, TrainableBackend):
             with torch.no_grad():
                 grads = backend.backward(call, o, notes, d_o)

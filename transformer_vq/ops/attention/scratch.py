@@ -1,5 +1,7 @@
 """Memory that an attention call needs inside, beside what goes in and comes out: its backend runs on fake tensors.
 
+For a GPU on meta tensors: how much is worked on at once depends on the device, and those are not on a CPU.
+
 Of a large call two smaller ones are run, and the line through them is followed: beyond a few chunks of work, what grows
 is the copies of inputs, in proportion to rows and tokens.
 
@@ -9,27 +11,30 @@ Axes:  B batch  Hkv key heads  G queries a key head  T length  S codes  V value 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from transformer_vq.ops.attention.backends import TrainableBackend, backend_named
+from transformer_vq.ops.attention.blocks import rows_at_once
 from transformer_vq.ops.attention.call import Call
-from transformer_vq.ops.attention.op import SIZE, run_backward, run_forward, unflat
+from transformer_vq.ops.attention.op import SIZE, flat, run_backward, run_forward, unflat
 from transformer_vq.ops.live_bytes import Inside, LiveBytes
 
-WHOLE = 2**15
-"""Queries (B·Hkv·G·T) up to which a call is run as it is."""
+WHOLE = 8
+"""Chunks of queries (B·Hkv·G·T) up to which a call is run as it is."""
 RENEWAL = 512
 """Tokens between two renewals of the cache in the fused kernels, about."""
 
 
-def inside(backend: Callable[[int], str]) -> dict[Any, Inside]:
+def inside(backend: Callable[[int], str], device: str) -> dict[Any, Inside]:
     """What `LiveBytes` asks about the ops of attention. backend: of a call of T tokens, where the model really runs.
 
-    Calls that differ in numbers alone are run once.
+    device: cpu | cuda, where that is. Calls that differ in numbers alone are run once.
     """
     known: dict[tuple[Any, ...], int] = {}
 
@@ -37,7 +42,9 @@ def inside(backend: Callable[[int], str]) -> dict[Any, Inside]:
         call = unflat(values)
         key = (backward, keep, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values[:SIZE]))
         if key not in known:
-            known[key] = scratch(replace(call, backend=backend(call.q.shape[3])), keep, backward)
+            call = replace(call, backend=backend(call.q.shape[3]))
+            with nullcontext() if device == "cpu" else unset_fake_temporarily():
+                known[key] = scratch(call if device == "cpu" else _on_meta(call), keep, backward)
         return known[key]
 
     ops = torch.ops.transformer_vq
@@ -54,9 +61,9 @@ def scratch(call: Call, keep: bool, backward: bool) -> int:
     rows, tokens = call.q.shape[0], call.q.shape[3]
     at = rows * tokens
     width = call.q.shape[1] * call.q.shape[2]
-    b, t = rows, tokens
-    while b * t * width > WHOLE and (b > 1 or t > 64):
-        b, t = (b, t // 2) if t * width > WHOLE // 2 or b == 1 else (-(-b // 2), t)
+    b, t, whole = rows, tokens, WHOLE * rows_at_once(call.q.device)
+    while b * t * width > whole and (b > 1 or t > 64):
+        b, t = (b, t // 2) if t * width > whole // 2 or b == 1 else (-(-b // 2), t)
     large = _measured(_piece(call, b, t), keep, backward)
     if b * t == at:
         return large
@@ -85,6 +92,11 @@ def _measured(call: Call, keep: bool, backward: bool) -> int:
         made = run_backward(call, o, notes, d_o) if backward else run_forward(call, keep)
         scratch: int = live.peak - sum(x.untyped_storage().nbytes() for x in made)
         return scratch
+
+
+def _on_meta(call: Call) -> Call:
+    """The same shapes and types."""
+    return unflat([torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in flat(call)])
 
 
 def _piece(call: Call, rows: int, tokens: int) -> Call:
