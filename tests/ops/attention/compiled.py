@@ -31,7 +31,7 @@ from transformer_vq.ops.attention.arguments import Arguments
 from transformer_vq.ops.attention.call import Call, prepare
 from transformer_vq.ops.attention.state import initial_state
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Bytes of shared memory that a block may have."""
 FLAGS: dict[str, dict[str, Any]] = {
     "plain": {},

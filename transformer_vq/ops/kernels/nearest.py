@@ -38,7 +38,7 @@ def tile(arch: int, K: int, split: bool) -> Tile:
     """A fixed table, so that codes do not depend on a search; not every entry has been compiled."""
     if split:
         return Tile(128, 64, 8) if K <= 128 else Tile(64, 32, 8)
-    return Tile(64, 32, 8) if K <= 64 or (arch >= 90 and K <= 128) else Tile(32, 32, 8)
+    return Tile(64, 32, 8) if K <= 64 or (90 <= arch < 120 and K <= 128) else Tile(32, 32, 8)
 
 
 @on_its_device

@@ -85,7 +85,11 @@ SINGLE = {
 
 
 def tiles(arch: int, K: int, V: int, dtype: torch.dtype, more: bool) -> Tiles:
-    """`arch` is 80 for sm_80; the nearest one below that has entries is taken. `more`: bias, rotation, documents."""
+    """`arch` is 80 for sm_80; the nearest one below that has entries is taken. `more`: bias, rotation, documents.
+
+    sm_120, a desktop's, has neither the shared memory nor the products of sm_90 and sm_100: it takes what sm_80 does.
+    """
+    arch = arch if arch < 120 else 80
     if interpreted():
         return INTERPRETED
     width = next(w for w in (64, 128, 256) if max(K, V) <= w)
