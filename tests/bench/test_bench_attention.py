@@ -1,5 +1,7 @@
 """The attention benchmark compares two sides that are alive, and measures memory that is there."""
 
+import pytest
+
 from transformer_vq.bench import attention
 from transformer_vq.ops.attention.block_length import cheapest
 
@@ -16,6 +18,7 @@ def test_rows_hold_both_sides_up_to_the_longest_comparison(monkeypatch):
     assert (near["peak_mib"], far["peak_mib"]) == (32, 64)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_with_pytorch_in_it():
     assert attention.peak_memory(32, block_len=8, **SMALL) > 50
 

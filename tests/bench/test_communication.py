@@ -31,8 +31,9 @@ def test_counts_that_differ_from_the_formula_are_an_error(monkeypatch: pytest.Mo
         run(lengths=(64,), processes=(2,), sizes=sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("evaluation", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("evaluation", [False, True])
 def test_a_cut_step_is_timed_beside_a_whole_one(evaluation: bool) -> None:
     (row,) = context.run(lengths=(512,), repeats=1, evaluation=evaluation, layers=1)
     assert (row["tokens"], row["processes"]) == (512, 2)
