@@ -68,6 +68,18 @@ def test_state_carries_over_under_a_moving_codebook(backend, shape, window, rule
         first += n
 
 
+def test_a_state_laid_out_otherwise_is_the_same_state():
+    case = attention_case(T=23, window=3, H=3, Hkv=3)
+    _, state = call(case.tokens(0, 9))
+    turned = state._replace(
+        count=state.count.transpose(0, 1).contiguous().transpose(0, 1),
+        mean=state.mean.transpose(1, 2).contiguous().transpose(1, 2),
+    )
+    assert not turned.count.is_contiguous() and not turned.mean.is_contiguous()
+    rest = case.tokens(9, 23)
+    assert_same(run(rest, "blockwise", turned), run(rest, "blockwise", state), rtol=1e-12)
+
+
 @pytest.mark.parametrize("backend", ["quadratic", *LINEAR])
 @pytest.mark.parametrize("mask", ["left", "right", "middle", "random", "all"])
 def test_padding_is_invisible(backend, mask):

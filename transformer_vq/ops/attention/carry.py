@@ -48,14 +48,14 @@ def next_state(call: Call) -> AttentionState:
         gone.append((codes, v.to(old.mean.dtype), ((run == last_run[:, None]) & (at < length[:, None]))[:, None]))
 
     before = old.count * (last_run == 0)[:, None, None]
-    count = before.clone()
+    count = before.clone(memory_format=torch.contiguous_format)
     for codes, _, there in gone:
-        count.flatten().index_add_(0, rows_of(codes, S), there.to(count.dtype).expand_as(codes).flatten())
+        count.view(-1).index_add_(0, rows_of(codes, S), there.to(count.dtype).expand_as(codes).flatten())
     weight = 1 / count.clamp_min(1)
-    mean = torch.zeros_like(old.mean) if call.fresh else old.mean * (before * weight)[..., None]
+    mean = torch.zeros_like(old.mean) if call.fresh else (old.mean * (before * weight)[..., None]).contiguous()
     for codes, v, there in gone:  # already divided: what no key is in is never touched, most of it in a short text
         share = torch.where(there, weight.gather(2, codes), 0)[..., None]
-        add_rows(mean.flatten(0, 2), rows_of(codes, S), torch.where(share > 0, v * share, 0).flatten(0, 2))
+        add_rows(mean.view(-1, mean.shape[3]), rows_of(codes, S), torch.where(share > 0, v * share, 0).flatten(0, 2))
     return AttentionState(
         codes=keep(old.codes[..., None], call.codes[..., None])[..., 0],
         k_hat=keep(old.k_hat, call.k_hat),
