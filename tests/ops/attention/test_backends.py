@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from transformer_vq.ops.attention import blocks, initial_state
 
-LINEAR = ["blockwise", "recurrent", "wide"]
+LINEAR = ["blockwise", "native", "recurrent", "wide"]
 SIZES = [
     (1, 4, 4),
     (3, 8, 4),
@@ -38,8 +38,8 @@ CARRIED = [{}, {"rotary": True, "H": 4}, {"bias": (1, 23)}, {"segments": True, "
 
 @pytest.mark.parametrize(
     ("backend", "chunk_rows"),
-    [("blockwise", 20), ("blockwise", 4096), pytest.param("wide", 20, marks=pytest.mark.slow), ("recurrent", None)],
-    ids=["blockwise, many chunks", "blockwise, one chunk", "wide", "recurrent"],
+    [("blockwise", 20), ("blockwise", 4096), ("native", None), pytest.param("wide", 20, marks=pytest.mark.slow), ("recurrent", None)],
+    ids=["blockwise, many chunks", "blockwise, one chunk", "native", "wide", "recurrent"],
 )
 @pytest.mark.parametrize(("shape", "sizes", "rule"), every_triple(SHAPES, SIZES), ids=str)
 def test_equals_the_definition(backend, chunk_rows, shape, sizes, rule, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from transformer_vq.ops.attention import blockwise, flash, triton, wide
+from transformer_vq.ops.attention import blockwise, flash, native, triton, wide
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.quadratic import quadratic
 from transformer_vq.ops.attention.recurrent import recurrent
@@ -37,6 +37,7 @@ class TrainableBackend:
 BACKENDS: dict[str, Backend] = {
     "quadratic": quadratic,
     "blockwise": TrainableBackend(blockwise.blockwise, blockwise.notes, blockwise.forward, blockwise.backward),
+    "native": TrainableBackend(native.native, native.notes, native.forward, native.backward),
     "recurrent": recurrent,
     "triton": TrainableBackend(triton.triton_attention, triton.notes, triton.forward, triton.backward),
     "flash": TrainableBackend(flash.flash, flash.notes, flash.forward, flash.backward),

@@ -40,6 +40,8 @@ class Look(NamedTuple):
     """Whether it is installed."""
     linked: bool = False
     """Gradient flows to the state: the fused kernels give it none."""
+    native: str | None = ""
+    """Why the processor's own kernels are not there, in words; None: they are."""
 
 
 def choose(x: Look) -> tuple[str, str]:
@@ -48,8 +50,10 @@ def choose(x: Look) -> tuple[str, str]:
         return "recurrent", "one token: O(S + M)"
     if x.T <= SHORT:
         return "quadratic", f"{x.T} tokens, at most {SHORT}: one small product beats walking blocks"
+    if x.device == "cpu" and x.native is None:
+        return "native", f"compiled for this processor, linear in T, the fastest here for {x.T} tokens"
     if x.device != "cuda":
-        return "blockwise", f"linear in T, the fastest here for {x.T} tokens on {x.device}"
+        return "blockwise", f"linear in T, {x.T} tokens on {x.device}" + (f"; {x.native}" if x.native else "")
     name, narrow, widest = NAMES.get(x.dtype, "?"), x.dtype in NARROW, max(x.K, x.V)
     kernels = x.triton and x.arch >= OLDEST
     if x.linked:

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from transformer_vq.ops.attention import flash, triton
+from transformer_vq.ops.attention import flash, native, triton
 from transformer_vq.ops.attention.arguments import Arguments, taking
 from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.carry import next_state
@@ -18,7 +18,7 @@ from transformer_vq.ops.attention.padding import pick, real_first
 from transformer_vq.ops.attention.state import AttentionState
 from transformer_vq.ops.kernels.device import architecture, installed
 
-REFUSALS = {"flash": flash.refusal, "triton": triton.refusal}
+REFUSALS = {"flash": flash.refusal, "native": native.refusal, "triton": triton.refusal}
 """Device -> why it cannot be the backend there, or None."""
 
 
@@ -87,7 +87,7 @@ def resolve_backend(
         return name, "asked for by name"
     kind = torch.device(device).type
     arch, triton = kernels_on(torch.device(device)) if kind == "cuda" else (0, False)
-    return choose(Look(kind, T, K, V, dtype, arch, triton, linked))
+    return choose(Look(kind, T, K, V, dtype, arch, triton, linked, native_refusal() if kind == "cpu" else ""))
 
 
 def kernels_on(device: torch.device) -> tuple[int, bool]:
@@ -95,5 +95,11 @@ def kernels_on(device: torch.device) -> tuple[int, bool]:
     return architecture(device), installed()
 
 
+def native_refusal() -> str | None:
+    """Why a processor's own kernels cannot be had: found before a compiler looks on."""
+    return native.refusal("cpu")
+
+
 # All that `torch.compiler.assume_constant_result` does, which imports the whole compiler: a second at every start.
 kernels_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+native_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]

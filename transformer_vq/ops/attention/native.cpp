@@ -1,0 +1,576 @@
+// VQ attention for processors: forward and backward over whole sequences, one pair of batch row and key head at a time.
+//
+// The mathematics is blockwise's, see blocks.py and chunk.py. What differs is where numbers live: a tile of ROWS
+// queries of one head, its logits over [cache ; far ; near], softmax and gradients stay in the core's own cache, and
+// counts and means are kept up key by key instead of being made anew for every block.
+//
+//     near   keys from the tile's first query on, back in the strip: the window, and the future, which is hidden
+//     far    keys of the block's strip in front of them, beyond the window of some or all of the tile's queries
+//
+// Where keys beyond the window are seen as those inside ("one-sided"), near begins with them too. Products go through
+// one micro kernel; what it reads in columns is laid out in panels of NR columns first.
+//
+// Axes:  b, h rows, key heads  g queries of a key head  T length  K, V widths (multiples of NR)  S codes  M window
+//        L block  N blocks; keys count from the first carried one: key j stands at position j−M, query t at key t+M
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+using std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#else
+constexpr int BYTES = 32;
+#endif
+constexpr int MR = 6;     // rows of the micro kernel's tile: 2·MR sums and two loads fill 16 registers
+constexpr int ROWS = 32;  // queries of a tile
+
+template <class R>
+struct Of {
+    static constexpr int VL = BYTES / sizeof(R);
+    static constexpr int NR = 2 * VL;
+    typedef R vec __attribute__((vector_size(BYTES)));
+    typedef R loose __attribute__((vector_size(BYTES), aligned(sizeof(R)), may_alias));
+};
+
+template <class R>
+inline typename Of<R>::vec load(const R* x) { return *reinterpret_cast<const typename Of<R>::loose*>(x); }
+
+template <class R>
+inline void store(R* x, typename Of<R>::vec y) { *reinterpret_cast<typename Of<R>::loose*>(x) = y; }
+
+// C (rows x NR) = or += A B: A's element (i, k) at A[i·ai + k·ak], B's row k at B + k·bk.
+template <class R, int rows>
+inline void micro(int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci, bool add) {
+    using F = Of<R>;
+    typename F::vec left[rows], right[rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        left[i] = add ? load(C + i * ci) : typename F::vec{};
+        right[i] = add ? load(C + i * ci + F::VL) : typename F::vec{};
+    }
+    for (int64_t k = 0; k < depth; k++, A += ak, B += bk) {
+        const auto b0 = load(B), b1 = load(B + F::VL);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            const R a = A[i * ai];
+            left[i] += a * b0;
+            right[i] += a * b1;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) store(C + i * ci, left[i]), store(C + i * ci + F::VL, right[i]);
+}
+
+// The same for any number of rows.
+template <class R>
+void product(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci, bool add) {
+    int64_t i = 0;
+    for (; i + MR <= rows; i += MR) micro<R, MR>(depth, A + i * ai, ai, ak, B, bk, C + i * ci, ci, add);
+    A += i * ai, C += i * ci;
+    switch (rows - i) {
+        case 1: return micro<R, 1>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 2: return micro<R, 2>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 3: return micro<R, 3>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 4: return micro<R, 4>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 5: return micro<R, 5>(depth, A, ai, ak, B, bk, C, ci, add);
+    }
+}
+
+// C (rows x width) = A (rows x depth) times panels, each (depth x NR).
+template <class R>
+void by_panels(int64_t rows, int64_t width, int64_t depth, const R* A, int64_t lda, const R* panels, R* C, int64_t ldc) {
+    constexpr int NR = Of<R>::NR;
+    for (int64_t c = 0; c < width; c += NR) product(rows, depth, A, lda, 1, panels + c * depth, NR, C + c, ldc, false);
+}
+
+// C (rows x width) = or += A (rows x depth) B (depth x width).
+template <class R>
+void by_rows(int64_t rows, int64_t width, int64_t depth, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc, bool add) {
+    for (int64_t c = 0; c < width; c += Of<R>::NR) product(rows, depth, A, lda, 1, B + c, ldb, C + c, ldc, add);
+}
+
+// C (rows x width) += Aᵀ B, for A (depth x rows), B (depth x width).
+template <class R>
+void add_transposed(int64_t rows, int64_t width, int64_t depth, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc) {
+    for (int64_t c = 0; c < width; c += Of<R>::NR) product(rows, depth, A, 1, lda, B + c, ldb, C + c, ldc, true);
+}
+
+// Rows of x (count x depth) -> panels, columns of which they are; zeros up to a whole panel.
+template <class R>
+void to_panels(int64_t count, int64_t depth, const R* x, int64_t ld, R* panels) {
+    constexpr int NR = Of<R>::NR;
+    for (int64_t first = 0; first < count; first += NR, panels += depth * NR) {
+        const int64_t n = std::min<int64_t>(NR, count - first);
+        if (n < NR) std::fill(panels, panels + depth * NR, R(0));
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t d = 0; d < depth; d++) panels[d * NR + i] = x[(first + i) * ld + d];
+    }
+}
+
+template <class R>
+void set_column(int64_t at, int64_t depth, const R* x, R* panels) {
+    constexpr int NR = Of<R>::NR;
+    R* panel = panels + at / NR * NR * depth + at % NR;
+    for (int64_t d = 0; d < depth; d++) panel[d * NR] = x[d];
+}
+
+inline int64_t down(int64_t x, int64_t unit) { return x / unit * unit; }
+inline int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// exp(x) for x ≤ 0, −inf too: 2^n times a polynomial in the rest, within 2 units in the last place; 0 below 2^−126.
+inline typename Of<float>::vec exp_of(typename Of<float>::vec x) {
+    using vec = Of<float>::vec;
+    typedef std::int32_t ints __attribute__((vector_size(BYTES)));
+    const ints kept = x > -87.0f;
+    x = kept ? x : vec{} - 87.0f;
+    const vec magic = vec{} + 12582912.0f;  // 1.5·2^23: adding it rounds to a whole number
+    const vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+    const vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    vec p = vec{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const ints exponent = (__builtin_convertvector(n, ints) + 127) << 23;
+    vec power;
+    std::memcpy(&power, &exponent, sizeof power);
+    return kept ? p * power : vec{};
+}
+
+inline typename Of<double>::vec exp_of(typename Of<double>::vec x) {
+    for (int i = 0; i < Of<double>::VL; i++) x[i] = std::exp(x[i]);
+    return x;
+}
+
+template <class R>
+inline R sum_of(typename Of<R>::vec x) {
+    R sum = 0;
+    for (int i = 0; i < Of<R>::VL; i++) sum += x[i];
+    return sum;
+}
+
+}  // namespace
+
+extern "C" {
+
+// A tensor: strides in elements, 0 along what it lacks; `at` is null where there is no such tensor.
+struct View {
+    void* at;
+    int64_t b, h, g, t;
+};
+
+// Must agree with native.py.
+struct Work {
+    int64_t b0, b1, h0, h1, g0, g1;  // what to work on
+    int64_t T, K, V, S, M, L, N;
+    int64_t beyond, windowed, through;  // booleans: Plan.beyond, gradients == "window", Plan.through
+    View q, q_far, k, k_far, v, bias, codebook, count, total, codes, query_run, key_run;
+    View o, lse;
+    View d_o, d_q, d_q_far, d_k, d_k_far, d_v, d_bias, d_total;
+    void* workspace;
+};
+}
+
+namespace {
+
+// Hands out the workspace; with none it only counts.
+struct Arena {
+    char* base;
+    int64_t used = 0;
+    template <class X>
+    X* take(int64_t count) {
+        X* found = base ? reinterpret_cast<X*>(base + used) : nullptr;
+        used += up(count * int64_t(sizeof(X)), 64);
+        return found;
+    }
+};
+
+template <class X>
+X* at(const View& x, int64_t b, int64_t h, int64_t g = 0, int64_t t = 0) {
+    return x.at ? static_cast<X*>(x.at) + b * x.b + h * x.h + g * x.g + t * x.t : nullptr;
+}
+
+// Counts, sums and means of the keys left of a block's strip, kept up key by key, with a log to go back exactly.
+//
+// Codes get a slot as they first come in, so that products go over codes that have been met, not over all of them.
+template <class R>
+struct Cache {
+    const int64_t S, Sp, K, V;
+    const bool logs;
+    int64_t used = 0, assigned = 0, logged = 0;       // slots met by the block at hand, and by any; entries of the log
+    int64_t *slot_of, *code_in, *logged_slot;         // by code; by slot; by entry
+    R *count, *log_count, *inverse, *sum, *mean;      // by slot
+    R *rows, *row_panels, *mean_panels;               // of the codebook, and of means (for the backward pass alone)
+    R *logged_count, *logged_sum;
+    const R* codebook = nullptr;
+    int64_t codebook_row = 0;
+
+    Cache(Arena& arena, const Work& w, bool backward)
+        : S(w.S), Sp(up(w.S, Of<R>::NR)), K(w.K), V(w.V), logs(backward) {
+        slot_of = arena.take<int64_t>(S), code_in = arena.take<int64_t>(S);
+        count = arena.take<R>(Sp), log_count = arena.take<R>(Sp), inverse = arena.take<R>(Sp);
+        sum = arena.take<R>(S * V), mean = arena.take<R>(S * V);
+        rows = arena.take<R>(S * K), row_panels = arena.take<R>(Sp * K);
+        mean_panels = logs ? arena.take<R>(Sp * V) : nullptr;
+        const bool cleared = w.query_run.at;
+        const int64_t most = logs && S ? w.N * w.L * (cleared ? 2 : 1) + (cleared ? S : 0) : 0;
+        logged_slot = arena.take<int64_t>(most), logged_count = arena.take<R>(most), logged_sum = arena.take<R>(most * V);
+    }
+
+    void begin(const R* book, int64_t book_row, const R* counts, const R* sums, int64_t sums_row) {
+        codebook = book, codebook_row = book_row, used = assigned = logged = 0;
+        std::fill(slot_of, slot_of + S, int64_t(-1));
+        std::fill(log_count, log_count + Sp, -std::numeric_limits<R>::infinity());
+        std::fill(inverse, inverse + Sp, R(0));
+        std::fill(row_panels, row_panels + Sp * K, R(0));
+        if (mean_panels) std::fill(mean_panels, mean_panels + Sp * V, R(0));
+        for (int64_t s = 0; s < S; s++)
+            if (counts[s] > 0) {
+                const int64_t i = slot(s);
+                count[i] = counts[s];
+                std::copy(sums + s * sums_row, sums + s * sums_row + V, sum + i * V);
+                renew(i);
+            }
+    }
+
+    // Columns of logits that belong to codes.
+    int64_t width() const { return up(used, Of<R>::NR); }
+
+    int64_t slot(int64_t code) {
+        int64_t i = slot_of[code];
+        if (i < 0) {
+            i = slot_of[code] = assigned++;
+            code_in[i] = code, count[i] = 0;
+            const R* row = codebook + code * codebook_row;
+            std::copy(row, row + K, rows + i * K);
+            set_column(i, K, row, row_panels);
+            std::fill(sum + i * V, sum + (i + 1) * V, R(0));
+        }
+        used = std::max(used, i + 1);
+        return i;
+    }
+
+    // After a slot's count and sum have changed.
+    void renew(int64_t i) {
+        const R n = std::max(count[i], R(1));
+        for (int64_t d = 0; d < V; d++) mean[i * V + d] = sum[i * V + d] / n;
+        log_count[i] = count[i] > 0 ? std::log(count[i]) : -std::numeric_limits<R>::infinity();
+        inverse[i] = 1 / n;
+        if (mean_panels) set_column(i, V, mean + i * V, mean_panels);
+    }
+
+    void note(int64_t i) {
+        if (!logs) return;
+        logged_slot[logged] = i, logged_count[logged] = count[i];
+        std::copy(sum + i * V, sum + (i + 1) * V, logged_sum + logged++ * V);
+    }
+
+    void add(int64_t code, const R* value) {
+        const int64_t i = slot(code);
+        note(i);
+        count[i] += 1;
+        for (int64_t d = 0; d < V; d++) sum[i * V + d] += value[d];
+    }
+
+    void clear() {
+        for (int64_t i = 0; i < used; i++)
+            if (count[i] > 0) {
+                note(i);
+                count[i] = 0;
+                std::fill(sum + i * V, sum + (i + 1) * V, R(0));
+                renew(i);
+            }
+    }
+
+    // To what it was when the log had so many entries, and so many slots had been met.
+    void back_to(int64_t entries, int64_t slots) {
+        const int64_t last = logged;
+        while (logged > entries) {
+            const int64_t i = logged_slot[--logged];
+            count[i] = logged_count[logged];
+            std::copy(logged_sum + logged * V, logged_sum + (logged + 1) * V, sum + i * V);
+        }
+        for (int64_t e = entries; e < last; e++) renew(logged_slot[e]);
+        used = slots;
+    }
+};
+
+// One row of the batch and one key head of it.
+template <class R>
+struct List {
+    static constexpr int NR = Of<R>::NR;
+    const Work& w;
+    const bool backward;
+    const int64_t K, V, S, M, L, T, keys;
+    int64_t b = 0, h = 0, first_key = 0;  // no key before that one, a multiple of NR
+    Cache<R> cache;
+    int64_t *begun, *met;            // by block: entries of the cache's log, and slots
+    R *keys_near, *keys_far, *values;  // panels
+    R *p, *d_p, *running;              // running, by slot: R of R_n = dm_n/n_n + R_{n+1}, see blockwise.py
+    const R *k, *k_far, *v;
+    const int64_t *query_run, *key_run, *code_of;
+
+    List(Arena& arena, const Work& w, bool backward)
+        : w(w), backward(backward), K(w.K), V(w.V), S(w.S), M(w.M), L(w.L), T(w.T), keys(M + w.N * L),
+          cache(arena, w, backward) {
+        const int64_t most = up(keys, NR);
+        keys_near = arena.take<R>(most * K);
+        keys_far = w.k_far.at ? arena.take<R>(most * K) : keys_near;
+        values = backward ? arena.take<R>(most * V) : nullptr;
+        begun = arena.take<int64_t>(backward ? w.N : 0), met = arena.take<int64_t>(backward ? w.N : 0);
+        const int64_t widest = cache.Sp + (w.beyond ? L + 2 * NR : 0) + M + ROWS + 2 * NR;
+        p = arena.take<R>(ROWS * widest);
+        d_p = backward ? arena.take<R>(ROWS * widest) : nullptr;
+        running = backward && w.through ? arena.take<R>(S * V) : nullptr;
+    }
+
+    void begin(int64_t row, int64_t head) {
+        b = row, h = head;
+        k = at<R>(w.k, b, h), k_far = at<R>(w.k_far, b, h), v = at<R>(w.v, b, h);
+        query_run = at<int64_t>(w.query_run, b, 0), key_run = at<int64_t>(w.key_run, b, 0);
+        code_of = at<int64_t>(w.codes, b, h);
+        to_panels(keys, K, k, w.k.t, keys_near);
+        if (k_far) to_panels(keys, K, k_far, w.k_far.t, keys_far);
+        if (backward) to_panels(keys, V, v, w.v.t, values);
+        first_key = 0;
+        while (first_key < M && key_run[first_key] < 0) first_key++;
+        first_key = down(first_key, NR);
+        if (S) cache.begin(at<R>(w.codebook, 0, h), w.codebook.t, at<R>(w.count, b, h), at<R>(w.total, b, h), w.total.t);
+    }
+
+    // The document of the block after block n.
+    int64_t following(int64_t n) const { return query_run[(n + 1) * L]; }
+    bool goes_on(int64_t n) const { return !query_run || following(n) == query_run[n * L]; }
+    // Whether a key passes from the strip to the cache after block n.
+    bool leaves(int64_t j, int64_t n) const { return code_of[j] < S && (!query_run || key_run[j] == following(n)); }
+
+    // From the cache of block n to that of the next.
+    void advance(int64_t n) {
+        if (!S) return;
+        if (backward) begun[n] = cache.logged, met[n] = cache.used;
+        if (!goes_on(n)) cache.clear();
+        for (int64_t j = n * L; j < (n + 1) * L; j++)
+            if (leaves(j, n)) cache.add(code_of[j], v + j * w.v.t);
+        for (int64_t j = n * L; j < (n + 1) * L; j++)
+            if (leaves(j, n)) cache.renew(cache.slot_of[code_of[j]]);
+    }
+
+    // Back again, and their gradient to the keys that had left.
+    void retreat(int64_t n) {
+        if (!S) return;
+        if (running) {
+            for (int64_t j = n * L; j < (n + 1) * L; j++)
+                if (leaves(j, n)) {
+                    R *to = at<R>(w.d_v, b, h, 0, j), *from = running + cache.slot_of[code_of[j]] * V;
+                    for (int64_t d = 0; d < V; d++) to[d] += from[d];
+                }
+            if (!goes_on(n)) std::fill(running, running + S * V, R(0));
+        }
+        cache.back_to(begun[n], met[n]);
+    }
+
+    // A tile: `rows` queries from t0 on, of head g, in the block that starts at s.
+    struct Tile {
+        int64_t g, s, t0, rows;
+        bool two_sided;
+        int64_t far, far_end, near, near_end;  // key numbers, multiples of NR
+        int64_t cached, near_at, width;        // columns: of the cache, which come first, then far ones
+        const R *q, *q_far;
+    };
+
+    Tile tile(int64_t g, int64_t s, int64_t t0) const {
+        Tile x;
+        x.g = g, x.s = s, x.t0 = t0, x.rows = std::min<int64_t>({ROWS, s + L - t0, T - t0});
+        x.two_sided = w.q_far.at || (w.k_far.at && s < M);
+        x.near = std::max(down(t0, NR), first_key), x.near_end = up(t0 + x.rows + M, NR);
+        x.far = std::max(down(s, NR), first_key), x.far_end = x.two_sided ? up(t0 + x.rows, NR) : x.near;
+        if (!w.beyond || x.far_end < x.far) x.far_end = x.far;
+        x.cached = cache.width(), x.near_at = x.cached + x.far_end - x.far, x.width = x.near_at + x.near_end - x.near;
+        x.q = at<R>(w.q, b, h, g, t0);
+        x.q_far = w.q_far.at ? at<R>(w.q_far, b, h, g, t0) : x.q;
+        return x;
+    }
+    int64_t q_far_row() const { return w.q_far.at ? w.q_far.t : w.q.t; }
+
+    // The largest distance in query t's window that has a column.
+    int64_t farthest(const Tile& x, int64_t t) const { return std::min(M, t + M - x.near); }
+
+    // Logits of a tile into p, hidden ones −inf.
+    void logits(const Tile& x) {
+        const R never = -std::numeric_limits<R>::infinity();
+        by_panels(x.rows, x.cached, K, x.q_far, q_far_row(), cache.row_panels, p, x.width);
+        const R* far_panels = x.two_sided ? keys_far : keys_near;
+        by_panels(x.rows, x.far_end - x.far, K, x.q_far, q_far_row(), far_panels + x.far * K, p + x.cached, x.width);
+        by_panels(x.rows, x.near_end - x.near, K, x.q, w.q.t, keys_near + x.near * K, p + x.near_at, x.width);
+        for (int64_t r = 0; r < x.rows; r++) {
+            const int64_t t = x.t0 + r;
+            R *cached = p + r * x.width, *far = cached + x.cached - x.far, *near = cached + x.near_at - x.near;  // by key
+            for (int64_t c = 0; c < x.cached; c++) cached[c] += cache.log_count[c];
+            const int64_t first = w.beyond && !x.two_sided ? x.s : t;
+            for (int64_t j = x.near; j < first; j++) near[j] = never;
+            for (int64_t j = t + M + 1; j < x.near_end; j++) near[j] = never;
+            for (int64_t j = x.far; j < x.s && j < x.far_end; j++) far[j] = never;
+            if (x.two_sided)
+                for (int64_t j = std::max(t, x.far); j < x.far_end; j++) far[j] = never;
+            if (const R* bias = at<R>(w.bias, b, h, x.g, t))
+                for (int64_t m = 0; m <= farthest(x, t); m++) near[t + M - m] += bias[m];
+            if (query_run) {
+                const int64_t run = query_run[t];
+                if (run != query_run[x.s]) std::fill(cached, cached + x.cached, never);
+                for (int64_t j = x.far; j < std::min(x.far_end, keys); j++) if (key_run[j] != run) far[j] = never;
+                for (int64_t j = x.near; j <= t + M; j++) if (key_run[j] != run) near[j] = never;
+            } else if (x.s < M) {
+                for (int64_t j = x.far; j < std::min(x.far_end, M); j++) if (key_run[j] < 0) far[j] = never;
+                for (int64_t j = x.near; j < std::min(x.near_end, M); j++) if (key_run[j] < 0) near[j] = never;
+            }
+        }
+    }
+
+    void forward_tile(const Tile& x) {
+        using F = Of<R>;
+        logits(x);
+        R* o = at<R>(w.o, b, h, x.g, x.t0);
+        R inverse[ROWS];
+        for (int64_t r = 0; r < x.rows; r++) {
+            R* row = p + r * x.width;
+            typename F::vec high = load(row), sums{};
+            for (int64_t c = F::VL; c < x.width; c += F::VL) {
+                const auto y = load(row + c);
+                high = y > high ? y : high;
+            }
+            R most = high[0];
+            for (int i = 1; i < F::VL; i++) most = std::max<R>(most, high[i]);
+            for (int64_t c = 0; c < x.width; c += F::VL) {
+                const auto y = exp_of(load(row + c) - most);
+                sums += y;
+                store(row + c, y);
+            }
+            const R sum = sum_of<R>(sums);
+            inverse[r] = 1 / sum;
+            if (R* lse = at<R>(w.lse, b, h, x.g, x.t0 + r)) *lse = most + std::log(sum);
+        }
+        by_rows(x.rows, V, cache.used, p, x.width, cache.mean, V, o, w.o.t, false);
+        by_rows(x.rows, V, std::min(x.far_end, keys) - x.far, p + x.cached, x.width, v + x.far * w.v.t, w.v.t, o, w.o.t, true);
+        by_rows(x.rows, V, std::min(x.near_end, keys) - x.near, p + x.near_at, x.width, v + x.near * w.v.t, w.v.t, o, w.o.t, true);
+        for (int64_t r = 0; r < x.rows; r++)
+            for (int64_t d = 0; d < V; d++) o[r * w.o.t + d] *= inverse[r];
+    }
+
+    // Zeros in x (a tile's p or d_p) for keys near that lie beyond the window.
+    void clear_bubble(const Tile& x, R* y) {
+        for (int64_t r = 0; r < x.rows; r++) {
+            R* near = y + r * x.width + x.near_at;
+            std::fill(near, near + std::max<int64_t>(0, x.t0 + r - x.near), R(0));
+        }
+    }
+
+    // target (rows of keys) += yᵀ z for the keys of [first, last) that are `from` or later; y begins with key `first`.
+    void add_keys(const Tile& x, const View& target, const R* y, int64_t first, int64_t last, int64_t from, const R* z, int64_t row, int64_t width) {
+        const int64_t a = std::max(first, from), e = std::min(last, keys);
+        if (a < e) add_transposed(e - a, width, x.rows, y + a - first, x.width, z, row, at<R>(target, b, h, 0, a), target.t);
+    }
+
+    void backward_tile(const Tile& x) {
+        using F = Of<R>;
+        const R *d_o = at<R>(w.d_o, b, h, x.g, x.t0);
+        const int64_t slope = w.d_o.t;
+        logits(x);
+        by_panels(x.rows, x.cached, V, d_o, slope, cache.mean_panels, d_p, x.width);
+        by_panels(x.rows, x.far_end - x.far, V, d_o, slope, values + x.far * V, d_p + x.cached, x.width);
+        by_panels(x.rows, x.near_end - x.near, V, d_o, slope, values + x.near * V, d_p + x.near_at, x.width);
+        for (int64_t r = 0; r < x.rows; r++) {
+            R *row = p + r * x.width, *d_row = d_p + r * x.width;
+            const R lse = *at<R>(w.lse, b, h, x.g, x.t0 + r);
+            typename F::vec sums{};
+            for (int64_t c = 0; c < x.width; c += F::VL) {
+                const auto y = exp_of(load(row + c) - lse);
+                store(row + c, y);
+                sums += y * load(d_row + c);
+            }
+            const R all = sum_of<R>(sums);  // Σ P∘dP
+            for (int64_t c = 0; c < x.width; c += F::VL) store(d_row + c, load(row + c) * (load(d_row + c) - all));
+            if (R* d_bias = at<R>(w.d_bias, b, h, x.g, x.t0 + r)) {
+                const R* near = d_row + x.near_at - x.near + x.t0 + r + M;
+                for (int64_t m = 0; m <= farthest(x, x.t0 + r); m++) d_bias[m] += near[-m];
+            }
+        }
+        const R *d_far = d_p + x.cached, *d_near = d_p + x.near_at, *own_k = k + x.near * w.k.t;
+        const bool apart = w.d_q_far.at;  // are queries beyond the window others?
+        R *d_q = at<R>(w.d_q, b, h, x.g, x.t0), *d_q_far = apart ? at<R>(w.d_q_far, b, h, x.g, x.t0) : d_q;
+        const int64_t row = w.d_q.t, row_far = apart ? w.d_q_far.t : row;
+        const View& seen = x.two_sided ? w.k_far : w.k;
+        by_rows(x.rows, K, std::min(x.near_end, keys) - x.near, d_near, x.width, own_k, w.k.t, d_q, row, false);
+        by_rows(x.rows, K, cache.used, d_p, x.width, cache.rows, K, d_q_far, row_far, !apart);
+        by_rows(x.rows, K, std::min(x.far_end, keys) - x.far, d_far, x.width, at<R>(seen, b, h, 0, x.far), seen.t, d_q_far, row_far, true);
+
+        const int64_t from = w.windowed || w.through ? 0 : x.s + M;  // rule "block" without cache: the block's own keys
+        const bool far_learns = !w.windowed || w.through;
+        if (!far_learns) clear_bubble(x, p);
+        if (far_learns) add_keys(x, w.d_v, p + x.cached, x.far, x.far_end, from, d_o, slope, V);
+        add_keys(x, w.d_v, p + x.near_at, x.near, x.near_end, from, d_o, slope, V);
+        if (running) {
+            for (int64_t r = 0; r < x.rows; r++)
+                for (int64_t c = 0; c < cache.used; c++) p[r * x.width + c] *= cache.inverse[c];
+            add_transposed(cache.used, V, x.rows, p, x.width, d_o, slope, running, V);
+        }
+        if (w.windowed) clear_bubble(x, d_p);
+        if (!w.windowed) {
+            const View& d_seen = x.two_sided ? w.d_k_far : w.d_k;
+            add_keys(x, d_seen, d_far, x.far, x.far_end, from, x.q_far, q_far_row(), K);
+        }
+        add_keys(x, w.d_k, d_near, x.near, x.near_end, from, x.q, w.q.t, K);
+    }
+
+    void forward() {
+        for (int64_t n = 0; n < w.N; n++) {
+            for (int64_t g = w.g0; g < w.g1; g++)
+                for (int64_t t = n * L; t < std::min((n + 1) * L, T); t += ROWS) forward_tile(tile(g, n * L, t));
+            if (n + 1 < w.N) advance(n);
+        }
+    }
+
+    void back() {
+        if (running) std::fill(running, running + S * V, R(0));
+        for (int64_t n = 0; n + 1 < w.N; n++) advance(n);
+        for (int64_t n = w.N - 1; n >= 0; n--) {
+            if (n + 1 < w.N) retreat(n);
+            for (int64_t g = w.g0; g < w.g1; g++)
+                for (int64_t t = n * L; t < std::min((n + 1) * L, T); t += ROWS) backward_tile(tile(g, n * L, t));
+        }
+        if (R* d_total = at<R>(w.d_total, b, h); d_total && running)
+            for (int64_t i = 0; i < cache.assigned; i++)
+                std::copy(running + i * V, running + (i + 1) * V, d_total + cache.code_in[i] * w.d_total.t);
+    }
+};
+
+template <class R>
+int64_t run(const Work& w, bool backward) {
+    Arena arena{static_cast<char*>(w.workspace)};
+    List<R> list(arena, w, backward);
+    if (!arena.base) return arena.used;
+    for (int64_t b = w.b0; b < w.b1; b++)
+        for (int64_t h = w.h0; h < w.h1; h++) {
+            list.begin(b, h);
+            backward ? list.back() : list.forward();
+        }
+    return 0;
+}
+
+}  // namespace
+
+// Each returns 0; without a workspace it does nothing and returns the bytes of one.
+extern "C" int64_t attend_float32(const Work* w) { return run<float>(*w, false); }
+extern "C" int64_t attend_float64(const Work* w) { return run<double>(*w, false); }
+extern "C" int64_t gradients_float32(const Work* w) { return run<float>(*w, true); }
+extern "C" int64_t gradients_float64(const Work* w) { return run<double>(*w, true); }
+extern "C" int64_t panel_float32() { return Of<float>::NR; }
+extern "C" int64_t panel_float64() { return Of<double>::NR; }

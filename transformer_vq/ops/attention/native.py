@@ -1,0 +1,182 @@
+"""VQ attention for processors in C++ (native.cpp), compiled on its first use: linear time and memory.
+
+Blockwise's mathematics and its division of work among threads; but a tile of 32 queries goes through logits, softmax
+and products while its numbers are in the core's own cache, where blockwise writes them to memory between operations,
+and codes that have not been met cost nothing. Everything is fp32, or fp64 if queries or values are.
+
+Letters: blocks.py.  Oracle: quadratic.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transformer_vq.ops.attention.blocks import Plan
+from transformer_vq.ops.attention.blockwise import Manner, Share, layout, learned_gradients, shares
+from transformer_vq.ops.attention.by_hand import by_hand
+from transformer_vq.ops.attention.call import Call
+from transformer_vq.ops.attention.chunk import Inputs
+from transformer_vq.ops.kernels.compiler import NotCompiled, library
+from transformer_vq.ops.threads import share
+
+SOURCE = Path(__file__).with_name("native.cpp")
+BLOCK = 96
+"""L where it is free: one tile, so that no key stays in the strip longer than it must."""
+ROWS = 4096
+"""Queries of one head that a thread takes at a time, at least, where there are short rows."""
+
+
+def refusal(device: torch.device | str) -> str | None:
+    """Why this backend cannot run on a device, in one line; None where it can."""
+    kind = torch.device(device).type
+    if kind != "cpu":
+        return f"backend native: is for processors, and tensors are on {kind}; take triton, wide or blockwise"
+    try:
+        library(SOURCE)
+    except NotCompiled as error:
+        return f"backend native: {error}; take blockwise"
+    return None
+
+
+def native(call: Call) -> Tensor:
+    """`Call` -> o (B, Hkv, G, T, V), wide.  Raises ValueError where there is no library."""
+    return by_hand(call, notes, forward, backward)
+
+
+def notes(call: Call) -> list[Tensor]:
+    """For the backward pass: logsumexp (B, Hkv, G, T), wide."""
+    return [call.q.new_empty(call.q.shape[:4], dtype=call.wide_dtype)]
+
+
+def forward(call: Call, notes: list[Tensor]) -> Tensor:
+    """`Call` -> o, wide, and the notes filled."""
+    plan, x = fitted(*layout(call, manner(call)))
+    o = x.q.new_empty(*x.q.shape[:4], x.v.shape[3])
+    run("attend", plan, x, lambda _: {"o": o, "lse": notes[0] if notes else None})
+    return o[..., : call.v.shape[3]]
+
+
+def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
+    """Gradients of `call.learned()`."""
+    return learned_gradients(call, manner(call), lambda plan, x: gradients(plan, x, d_o, notes[0]))
+
+
+def manner(call: Call) -> Manner:
+    """All of it wide."""
+    L = max(1, min(call.block_len, call.q.shape[3]))
+    return Manner(call.wide_dtype, min(L, BLOCK) if call.gradients == "window" else L, ROWS)
+
+
+def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
+    """Keys and values of whole panels, with zeros; and rows without gaps."""
+    panel = getattr(library(SOURCE), f"panel_{str(x.q.dtype).removeprefix('torch.')}")()
+
+    def fit(t: Tensor) -> Tensor:
+        missing = -t.shape[-1] % panel
+        return F.pad(t, (0, missing)) if missing else t if t.stride(-1) == 1 else t.contiguous()
+
+    plan = replace(plan, codebook=fit(plan.codebook), total=fit(plan.total))
+    made = [None if t is None else t if name == "bias" else fit(t) for name, t in x._asdict().items()]
+    return plan, Inputs(*made)  # type: ignore[arg-type]
+
+
+def gradients(plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
+    """Gradients of the inputs, where they exist; each slice of query heads has keys, values and sums of its own."""
+    given, (plan, x) = x, fitted(plan, x)
+    d_o = d_o.to(x.q.dtype)
+    d_o = F.pad(d_o, (0, x.v.shape[3] - d_o.shape[4])).contiguous()
+    grads = Inputs(*(None if t is None else torch.zeros_like(t) for t in x))  # type: ignore[arg-type]
+    of_slice = {0: grads}
+
+    def tensors(first: int) -> dict[str, Tensor | None]:
+        mine = of_slice[first] if first in of_slice else of_slice.setdefault(first, grads.with_own_keys())
+        return {"lse": lse, "d_o": d_o, **{f"d_{name}": t for name, t in mine._asdict().items()}}
+
+    run("gradients", plan, x, tensors)
+    for first, more in sorted(of_slice.items()):
+        if first:
+            grads.add_keys(more)
+    cut = [None if g is None or t is None else g[..., : t.shape[-1]] for g, t in zip(grads, given, strict=True)]
+    return Inputs(*cut)  # type: ignore[arg-type]
+
+
+def run(entry: str, plan: Plan, x: Inputs, tensors: Callable[[int], dict[str, Tensor | None]]) -> None:
+    """Call an entry of the library on all the work. tensors: what it reads and writes beside, by first query head."""
+    real = type(x.q) is Tensor  # fake tensors go through for what is allocated
+    kind = str(x.q.dtype).removeprefix("torch.")
+    compiled = getattr(library(SOURCE), f"{entry}_{kind}")
+    compiled.restype = ctypes.c_int64
+    pieces, threads = shares(plan, x)
+    works = [(piece, described(plan, x, tensors(piece.groups.start))) for piece in pieces]
+
+    def begin() -> Callable[[tuple[Share, Work]], None]:
+        memory = x.q.new_empty(compiled(ctypes.byref(works[0][1])), dtype=torch.uint8)
+
+        def work(item: tuple[Share, Work]) -> None:
+            piece, whole = item
+            for chunks in piece.chunks:
+                b, h, g = chunks[0].b, chunks[0].h, piece.groups
+                ends = (b.start, b.stop, h.start, h.stop, g.start, g.stop)
+                mine = Work.from_buffer_copy(whole)
+                mine.b0, mine.b1, mine.h0, mine.h1, mine.g0, mine.g1 = ends
+                mine.workspace = memory.data_ptr() if real else None
+                if real:
+                    compiled(ctypes.byref(mine))
+
+        return work
+
+    share(works, begin, threads)
+
+
+class View(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = [("at", ctypes.c_void_p), *((axis, ctypes.c_int64) for axis in "bhgt")]
+
+
+AXES = {
+    **dict.fromkeys(("q", "q_far", "o", "d_o", "d_q", "d_q_far", "bias", "d_bias", "lse"), "bhgt"),
+    **dict.fromkeys(("k", "k_far", "v", "d_k", "d_k_far", "d_v", "total", "d_total", "codes"), "bht"),
+    **dict.fromkeys(("query_run", "key_run"), "bt"),
+    "codebook": "ht",
+    "count": "bht",
+}
+"""Of each tensor, in order; one more, which must be dense, may follow. `t` is that of queries, keys or codes."""
+NUMBERS = ("b0", "b1", "h0", "h1", "g0", "g1", "T", "K", "V", "S", "M", "L", "N", "beyond", "windowed", "through")
+VIEWS = (
+    *("q", "q_far", "k", "k_far", "v", "bias", "codebook", "count", "total", "codes", "query_run", "key_run"),
+    *("o", "lse", "d_o", "d_q", "d_q_far", "d_k", "d_k_far", "d_v", "d_bias", "d_total"),
+)
+
+
+class Work(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in NUMBERS),
+        *((name, View) for name in VIEWS),
+        ("workspace", ctypes.c_void_p),
+    ]
+
+
+def described(plan: Plan, x: Inputs, more: dict[str, Tensor | None]) -> Work:
+    """All that is the same for every list of one slice of query heads."""
+    S, K = plan.codebook.shape[1:]
+    given = {"total": plan.total, **{name: t for name, t in x._asdict().items() if name != "total"}}
+    given |= {name: getattr(plan, name) for name in ("codebook", "count", "codes", "query_run", "key_run")}
+    views = {name: view(t, AXES[name]) for name, t in (given | more).items() if t is not None}
+    sizes = dict(zip(("T", "K", "V", "S", "M", "L", "N"), (x.q.shape[3], K, x.v.shape[3], S, plan.M, plan.L, plan.N), strict=True))
+    return Work(**sizes, beyond=plan.beyond, windowed=plan.gradients == "window", through=plan.through, **views)
+
+
+def view(x: Tensor, axes: str) -> View:
+    """An axis of one stands for all."""
+    strides = {axis: step if size > 1 else 0 for axis, step, size in zip(axes, x.stride(), x.shape, strict=False)}
+    return View(at=x.data_ptr() if type(x) is Tensor else 1, **strides)
