@@ -51,6 +51,8 @@ class Manner(NamedTuple):
     """Queries that are worked on together."""
     means: bool = True
     """False: no key is left of a strip, so none are made."""
+    raw: bool = False
+    """True: scale and rotary positions are left to who works it."""
 
 
 def manner(call: Call) -> Manner:
@@ -126,7 +128,7 @@ def learned_gradients(call: Call, how: Manner, of_inputs: Callable[[Plan, Inputs
 
 def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
     """What gets no gradient, and what does: with carried keys in front and whole blocks."""
-    call = call.wide() if how.narrow == call.wide_dtype else call.of_type(how.narrow)
+    call = call.wide() if how.narrow == call.wide_dtype and not how.raw else call.of_type(how.narrow)
     M, T, L = call.window, call.q.shape[3], how.L
     N = -(-T // L)
     missing = N * L - T
@@ -134,8 +136,9 @@ def layout(call: Call, how: Manner) -> tuple[Plan, Inputs]:
     def pad(keys: Tensor) -> Tensor:
         return F.pad(keys, (0, 0, 0, missing)) if missing else keys
 
-    q, q_far, k = positioned(call)
-    two_sided = call.rotary is not None or call.exact_window or not (call.fresh or call.linked)
+    q, q_far, k = (call.q, call.q, call.k_with_carried) if how.raw else positioned(call)
+    turned = call.rotary is not None and not how.raw
+    two_sided = turned or call.exact_window or not (call.fresh or call.linked)
     k_far = pad(call.k_beyond_window) if two_sided else None
 
     S = call.codebook.shape[1] if call.cache and how.means else 0

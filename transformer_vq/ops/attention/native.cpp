@@ -151,6 +151,17 @@ inline typename Of<double>::vec exp_of(typename Of<double>::vec x) {
     return x;
 }
 
+// y = x with pairs (c, c + half) turned by an angle, or back (sign −1); the rest as it is. x may be y.
+template <class R>
+inline void turn(const R* x, const R* cos, const R* sin, int64_t half, int64_t width, R sign, R* y) {
+    for (int64_t c = 0; c < half; c++) {
+        const R left = x[c], right = x[c + half], up = sign * sin[c];
+        y[c] = left * cos[c] - right * up;
+        y[c + half] = right * cos[c] + left * up;
+    }
+    for (int64_t c = 2 * half; c < width; c++) y[c] = x[c];
+}
+
 template <class R>
 inline R sum_of(typename Of<R>::vec x) {
     R sum = 0;
@@ -173,9 +184,12 @@ struct Work {
     int64_t b0, b1, h0, h1, g0, g1;  // what to work on
     int64_t T, K, V, S, M, L, N;
     int64_t beyond, windowed, through;  // booleans: Plan.beyond, gradients == "window", Plan.through
-    View q, q_far, k, k_far, v, bias, codebook, count, total, codes, query_run, key_run;
+    int64_t two_sided, half;            // are keys beyond the window always seen otherwise? half the width that turns
+    double scale;                       // of content logits
+    View q, k, k_far, v, bias, codebook, count, total, codes, query_run, key_run;
+    View cos, sin;  // of rotary positions −M … T−1, as keys are numbered, and in one more row of M
     View o, lse;
-    View d_o, d_q, d_q_far, d_k, d_k_far, d_v, d_bias, d_total;
+    View d_o, d_q, d_k, d_k_far, d_v, d_bias, d_total;
     void* workspace;
 };
 }
@@ -213,9 +227,12 @@ struct Cache {
     R *logged_count, *logged_sum;
     const R* codebook = nullptr;
     int64_t codebook_row = 0;
+    const R *cos, *sin;  // of the distance at which codes are seen, if positions are rotary
+    const int64_t half;
 
     Cache(Arena& arena, const Work& w, bool backward)
-        : S(w.S), Sp(up(w.S, Of<R>::NR)), K(w.K), V(w.V), logs(backward) {
+        : S(w.S), Sp(up(w.S, Of<R>::NR)), K(w.K), V(w.V), logs(backward), cos(at<R>(w.cos, 0, 0, 0, w.M + w.T)),
+          sin(at<R>(w.sin, 0, 0, 0, w.M + w.T)), half(w.half) {
         slot_of = arena.take<int64_t>(S), code_in = arena.take<int64_t>(S);
         count = arena.take<R>(Sp), log_count = arena.take<R>(Sp), inverse = arena.take<R>(Sp);
         sum = arena.take<R>(S * V), mean = arena.take<R>(S * V);
@@ -251,8 +268,9 @@ struct Cache {
             i = slot_of[code] = assigned++;
             code_in[i] = code, count[i] = 0;
             const R* row = codebook + code * codebook_row;
-            std::copy(row, row + K, rows + i * K);
-            set_column(i, K, row, row_panels);
+            if (cos) turn(row, cos, sin, half, K, R(-1), rows + i * K);
+            else std::copy(row, row + K, rows + i * K);
+            set_column(i, K, rows + i * K, row_panels);
             std::fill(sum + i * V, sum + (i + 1) * V, R(0));
         }
         used = std::max(used, i + 1);
@@ -304,28 +322,48 @@ struct Cache {
     }
 };
 
+// Keys as queries meet them: as they are, or turned. `rows` and `grads` are the caller's, or ours where keys are turned.
+template <class R>
+struct Keys {
+    const R* rows;
+    int64_t row;
+    R *grads, *panels;
+    int64_t grads_row;
+};
+
 // One row of the batch and one key head of it.
 template <class R>
 struct List {
     static constexpr int NR = Of<R>::NR;
     const Work& w;
-    const bool backward;
+    const bool backward, turns;
     const int64_t K, V, S, M, L, T, keys;
     int64_t b = 0, h = 0, first_key = 0;  // no key before that one, a multiple of NR
     Cache<R> cache;
-    int64_t *begun, *met;            // by block: entries of the cache's log, and slots
-    R *keys_near, *keys_far, *values;  // panels
-    R *p, *d_p, *running;              // running, by slot: R of R_n = dm_n/n_n + R_{n+1}, see blockwise.py
-    const R *k, *k_far, *v;
+    int64_t *begun, *met;  // by block: entries of the cache's log, and slots
+    Keys<R> inside{}, beyond{};  // the window
+    R *values;                   // panels
+    R *q, *q_turned, *d_turned;  // of a tile: queries times scale, the same turned, and the gradient of those
+    R *p, *d_p, *running;        // running, by slot: R of R_n = dm_n/n_n + R_{n+1}, see blockwise.py
+    R *own_inside = nullptr, *own_beyond = nullptr, *own_d_inside = nullptr, *own_d_beyond = nullptr;
+    const R* v;
     const int64_t *query_run, *key_run, *code_of;
 
     List(Arena& arena, const Work& w, bool backward)
-        : w(w), backward(backward), K(w.K), V(w.V), S(w.S), M(w.M), L(w.L), T(w.T), keys(M + w.N * L),
+        : w(w), backward(backward), turns(w.cos.at), K(w.K), V(w.V), S(w.S), M(w.M), L(w.L), T(w.T), keys(M + T),
           cache(arena, w, backward) {
         const int64_t most = up(keys, NR);
-        keys_near = arena.take<R>(most * K);
-        keys_far = w.k_far.at ? arena.take<R>(most * K) : keys_near;
+        const bool two = w.beyond && (w.k_far.at || turns);
+        inside.panels = arena.take<R>(most * K);
+        beyond.panels = two ? arena.take<R>(most * K) : inside.panels;
+        if (turns) {
+            own_inside = arena.take<R>(keys * K), own_beyond = arena.take<R>(two ? keys * K : 0);
+            own_d_inside = arena.take<R>(backward ? keys * K : 0);
+            own_d_beyond = arena.take<R>(backward && two && !w.windowed ? keys * K : 0);
+        }
         values = backward ? arena.take<R>(most * V) : nullptr;
+        q = arena.take<R>(ROWS * K), q_turned = turns ? arena.take<R>(ROWS * K) : q;
+        d_turned = turns ? arena.take<R>(ROWS * K) : nullptr;
         begun = arena.take<int64_t>(backward ? w.N : 0), met = arena.take<int64_t>(backward ? w.N : 0);
         const int64_t widest = cache.Sp + (w.beyond ? L + 2 * NR : 0) + M + ROWS + 2 * NR;
         p = arena.take<R>(ROWS * widest);
@@ -335,17 +373,57 @@ struct List {
 
     void begin(int64_t row, int64_t head) {
         b = row, h = head;
-        k = at<R>(w.k, b, h), k_far = at<R>(w.k_far, b, h), v = at<R>(w.v, b, h);
+        v = at<R>(w.v, b, h);
         query_run = at<int64_t>(w.query_run, b, 0), key_run = at<int64_t>(w.key_run, b, 0);
         code_of = at<int64_t>(w.codes, b, h);
-        to_panels(keys, K, k, w.k.t, keys_near);
-        if (k_far) to_panels(keys, K, k_far, w.k_far.t, keys_far);
-        if (backward) to_panels(keys, V, v, w.v.t, values);
         first_key = 0;
         while (first_key < M && key_run[first_key] < 0) first_key++;
         first_key = down(first_key, NR);
+        const View &far = w.k_far.at ? w.k_far : w.k, &d_far = w.k_far.at ? w.d_k_far : w.d_k;
+        inside = {at<R>(w.k, b, h), w.k.t, at<R>(w.d_k, b, h), inside.panels, w.d_k.t};
+        beyond = {at<R>(far, b, h), far.t, at<R>(d_far, b, h), beyond.panels, d_far.t};
+        if (turns) {
+            for (int64_t j = first_key; j < keys; j++) {
+                turn(inside.rows + j * inside.row, cos(j), sin(j), w.half, K, R(1), own_inside + j * K);
+                if (w.beyond) turn(beyond.rows + j * beyond.row, cos(keys), sin(keys), w.half, K, R(-1), own_beyond + j * K);
+            }
+            inside.rows = own_inside, inside.row = K;
+            beyond.rows = own_beyond, beyond.row = K;
+            if (backward) {
+                std::fill(own_d_inside, own_d_inside + keys * K, R(0));
+                if (!w.windowed && w.beyond) std::fill(own_d_beyond, own_d_beyond + keys * K, R(0));
+                inside.grads = own_d_inside, beyond.grads = own_d_beyond;
+                inside.grads_row = beyond.grads_row = K;
+            }
+        }
+        const int64_t skipped = first_key * K;
+        to_panels(keys - first_key, K, inside.rows + first_key * inside.row, inside.row, inside.panels + skipped);
+        if (beyond.panels != inside.panels)
+            to_panels(keys - first_key, K, beyond.rows + first_key * beyond.row, beyond.row, beyond.panels + skipped);
+        if (backward) to_panels(keys - first_key, V, v + first_key * w.v.t, w.v.t, values + first_key * V);
         if (S) cache.begin(at<R>(w.codebook, 0, h), w.codebook.t, at<R>(w.count, b, h), at<R>(w.total, b, h), w.total.t);
     }
+
+    // Hand gradients of turned keys to the keys.
+    void end() {
+        if (!turns) return;
+        const View& d_far = w.k_far.at ? w.d_k_far : w.d_k;
+        for (int64_t j = first_key; j < keys; j++) {
+            R* one = own_d_inside + j * K;
+            turn(one, cos(j), sin(j), w.half, K, R(-1), one);
+            add(one, at<R>(w.d_k, b, h, 0, j), K);
+            if (w.windowed || !w.beyond) continue;
+            R* other = own_d_beyond + j * K;
+            turn(other, cos(keys), sin(keys), w.half, K, R(1), other);
+            add(other, at<R>(d_far, b, h, 0, j), K);
+        }
+    }
+
+    static void add(const R* x, R* to, int64_t width) {
+        for (int64_t c = 0; c < width; c++) to[c] += x[c];
+    }
+    const R* cos(int64_t j) const { return at<R>(w.cos, 0, 0, 0, j); }
+    const R* sin(int64_t j) const { return at<R>(w.sin, 0, 0, 0, j); }
 
     // The document of the block after block n.
     int64_t following(int64_t n) const { return query_run[(n + 1) * L]; }
@@ -369,10 +447,7 @@ struct List {
         if (!S) return;
         if (running) {
             for (int64_t j = n * L; j < (n + 1) * L; j++)
-                if (leaves(j, n)) {
-                    R *to = at<R>(w.d_v, b, h, 0, j), *from = running + cache.slot_of[code_of[j]] * V;
-                    for (int64_t d = 0; d < V; d++) to[d] += from[d];
-                }
+                if (leaves(j, n)) add(running + cache.slot_of[code_of[j]] * V, at<R>(w.d_v, b, h, 0, j), V);
             if (!goes_on(n)) std::fill(running, running + S * V, R(0));
         }
         cache.back_to(begun[n], met[n]);
@@ -384,22 +459,25 @@ struct List {
         bool two_sided;
         int64_t far, far_end, near, near_end;  // key numbers, multiples of NR
         int64_t cached, near_at, width;        // columns: of the cache, which come first, then far ones
-        const R *q, *q_far;
     };
 
-    Tile tile(int64_t g, int64_t s, int64_t t0) const {
+    // Cut it out, and its queries into q and q_turned.
+    Tile tile(int64_t g, int64_t s, int64_t t0) {
         Tile x;
         x.g = g, x.s = s, x.t0 = t0, x.rows = std::min<int64_t>({ROWS, s + L - t0, T - t0});
-        x.two_sided = w.q_far.at || (w.k_far.at && s < M);
+        x.two_sided = w.two_sided || (w.k_far.at && s < M);
         x.near = std::max(down(t0, NR), first_key), x.near_end = up(t0 + x.rows + M, NR);
         x.far = std::max(down(s, NR), first_key), x.far_end = x.two_sided ? up(t0 + x.rows, NR) : x.near;
         if (!w.beyond || x.far_end < x.far) x.far_end = x.far;
         x.cached = cache.width(), x.near_at = x.cached + x.far_end - x.far, x.width = x.near_at + x.near_end - x.near;
-        x.q = at<R>(w.q, b, h, g, t0);
-        x.q_far = w.q_far.at ? at<R>(w.q_far, b, h, g, t0) : x.q;
+        for (int64_t r = 0; r < x.rows; r++) {
+            const R* from = at<R>(w.q, b, h, g, t0 + r);
+            R* to = q + r * K;
+            for (int64_t c = 0; c < K; c++) to[c] = R(w.scale) * from[c];
+            if (turns) turn(to, cos(t0 + r + M), sin(t0 + r + M), w.half, K, R(1), q_turned + r * K);
+        }
         return x;
     }
-    int64_t q_far_row() const { return w.q_far.at ? w.q_far.t : w.q.t; }
 
     // The largest distance in query t's window that has a column.
     int64_t farthest(const Tile& x, int64_t t) const { return std::min(M, t + M - x.near); }
@@ -407,10 +485,10 @@ struct List {
     // Logits of a tile into p, hidden ones −inf.
     void logits(const Tile& x) {
         const R never = -std::numeric_limits<R>::infinity();
-        by_panels(x.rows, x.cached, K, x.q_far, q_far_row(), cache.row_panels, p, x.width);
-        const R* far_panels = x.two_sided ? keys_far : keys_near;
-        by_panels(x.rows, x.far_end - x.far, K, x.q_far, q_far_row(), far_panels + x.far * K, p + x.cached, x.width);
-        by_panels(x.rows, x.near_end - x.near, K, x.q, w.q.t, keys_near + x.near * K, p + x.near_at, x.width);
+        by_panels(x.rows, x.cached, K, q, K, cache.row_panels, p, x.width);
+        const R* far_panels = x.two_sided ? beyond.panels : inside.panels;
+        by_panels(x.rows, x.far_end - x.far, K, q, K, far_panels + x.far * K, p + x.cached, x.width);
+        by_panels(x.rows, x.near_end - x.near, K, q_turned, K, inside.panels + x.near * K, p + x.near_at, x.width);
         for (int64_t r = 0; r < x.rows; r++) {
             const int64_t t = x.t0 + r;
             R *cached = p + r * x.width, *far = cached + x.cached - x.far, *near = cached + x.near_at - x.near;  // by key
@@ -473,10 +551,10 @@ struct List {
         }
     }
 
-    // target (rows of keys) += yᵀ z for the keys of [first, last) that are `from` or later; y begins with key `first`.
-    void add_keys(const Tile& x, const View& target, const R* y, int64_t first, int64_t last, int64_t from, const R* z, int64_t row, int64_t width) {
+    // target, by key, += yᵀ z for the keys of [first, last) that are `from` or later; y begins with key `first`.
+    void add_keys(const Tile& x, R* target, int64_t target_row, const R* y, int64_t first, int64_t last, int64_t from, const R* z, int64_t row, int64_t width) {
         const int64_t a = std::max(first, from), e = std::min(last, keys);
-        if (a < e) add_transposed(e - a, width, x.rows, y + a - first, x.width, z, row, at<R>(target, b, h, 0, a), target.t);
+        if (a < e) add_transposed(e - a, width, x.rows, y + a - first, x.width, z, row, target + a * target_row, target_row);
     }
 
     void backward_tile(const Tile& x) {
@@ -503,31 +581,33 @@ struct List {
                 for (int64_t m = 0; m <= farthest(x, x.t0 + r); m++) d_bias[m] += near[-m];
             }
         }
-        const R *d_far = d_p + x.cached, *d_near = d_p + x.near_at, *own_k = k + x.near * w.k.t;
-        const bool apart = w.d_q_far.at;  // are queries beyond the window others?
-        R *d_q = at<R>(w.d_q, b, h, x.g, x.t0), *d_q_far = apart ? at<R>(w.d_q_far, b, h, x.g, x.t0) : d_q;
-        const int64_t row = w.d_q.t, row_far = apart ? w.d_q_far.t : row;
-        const View& seen = x.two_sided ? w.k_far : w.k;
-        by_rows(x.rows, K, std::min(x.near_end, keys) - x.near, d_near, x.width, own_k, w.k.t, d_q, row, false);
-        by_rows(x.rows, K, cache.used, d_p, x.width, cache.rows, K, d_q_far, row_far, !apart);
-        by_rows(x.rows, K, std::min(x.far_end, keys) - x.far, d_far, x.width, at<R>(seen, b, h, 0, x.far), seen.t, d_q_far, row_far, true);
+        const R *d_far = d_p + x.cached, *d_near = d_p + x.near_at;
+        R *d_q = at<R>(w.d_q, b, h, x.g, x.t0), *d_q_inside = turns ? d_turned : d_q;
+        const int64_t row = w.d_q.t, row_inside = turns ? K : row;
+        const Keys<R>& seen = x.two_sided ? beyond : inside;
+        by_rows(x.rows, K, std::min(x.near_end, keys) - x.near, d_near, x.width, inside.rows + x.near * inside.row, inside.row, d_q_inside, row_inside, false);
+        by_rows(x.rows, K, cache.used, d_p, x.width, cache.rows, K, d_q, row, !turns);
+        by_rows(x.rows, K, std::min(x.far_end, keys) - x.far, d_far, x.width, seen.rows + x.far * seen.row, seen.row, d_q, row, true);
+        for (int64_t r = 0; r < x.rows; r++) {
+            R *to = d_q + r * row, *one = d_turned + r * K;
+            if (turns) turn(one, cos(x.t0 + r + M), sin(x.t0 + r + M), w.half, K, R(-1), one), add(one, to, K);
+            for (int64_t c = 0; c < K; c++) to[c] *= R(w.scale);
+        }
 
         const int64_t from = w.windowed || w.through ? 0 : x.s + M;  // rule "block" without cache: the block's own keys
         const bool far_learns = !w.windowed || w.through;
         if (!far_learns) clear_bubble(x, p);
-        if (far_learns) add_keys(x, w.d_v, p + x.cached, x.far, x.far_end, from, d_o, slope, V);
-        add_keys(x, w.d_v, p + x.near_at, x.near, x.near_end, from, d_o, slope, V);
+        R* d_v = at<R>(w.d_v, b, h);
+        if (far_learns) add_keys(x, d_v, w.d_v.t, p + x.cached, x.far, x.far_end, from, d_o, slope, V);
+        add_keys(x, d_v, w.d_v.t, p + x.near_at, x.near, x.near_end, from, d_o, slope, V);
         if (running) {
             for (int64_t r = 0; r < x.rows; r++)
                 for (int64_t c = 0; c < cache.used; c++) p[r * x.width + c] *= cache.inverse[c];
             add_transposed(cache.used, V, x.rows, p, x.width, d_o, slope, running, V);
         }
         if (w.windowed) clear_bubble(x, d_p);
-        if (!w.windowed) {
-            const View& d_seen = x.two_sided ? w.d_k_far : w.d_k;
-            add_keys(x, d_seen, d_far, x.far, x.far_end, from, x.q_far, q_far_row(), K);
-        }
-        add_keys(x, w.d_k, d_near, x.near, x.near_end, from, x.q, w.q.t, K);
+        else add_keys(x, seen.grads, seen.grads_row, d_far, x.far, x.far_end, from, q, K, K);
+        add_keys(x, inside.grads, inside.grads_row, d_near, x.near, x.near_end, from, q_turned, K, K);
     }
 
     void forward() {
@@ -549,6 +629,7 @@ struct List {
         if (R* d_total = at<R>(w.d_total, b, h); d_total && running)
             for (int64_t i = 0; i < cache.assigned; i++)
                 std::copy(running + i * V, running + (i + 1) * V, d_total + cache.code_in[i] * w.d_total.t);
+        end();
     }
 };
 

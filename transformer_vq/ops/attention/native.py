@@ -23,6 +23,7 @@ from transformer_vq.ops.attention.blockwise import Manner, Share, layout, learne
 from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs
+from transformer_vq.ops.attention.rotary import turns
 from transformer_vq.ops.kernels.compiler import NotCompiled, library
 from transformer_vq.ops.threads import share
 
@@ -59,19 +60,19 @@ def forward(call: Call, notes: list[Tensor]) -> Tensor:
     """`Call` -> o, wide, and the notes filled."""
     plan, x = fitted(*layout(call, manner(call)))
     o = x.q.new_empty(*x.q.shape[:4], x.v.shape[3])
-    run("attend", plan, x, lambda _: {"o": o, "lse": notes[0] if notes else None})
+    run("attend", call, plan, x, lambda _: {"o": o, "lse": notes[0] if notes else None})
     return o[..., : call.v.shape[3]]
 
 
 def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Tensor]:
     """Gradients of `call.learned()`."""
-    return learned_gradients(call, manner(call), lambda plan, x: gradients(plan, x, d_o, notes[0]))
+    return learned_gradients(call, manner(call), lambda plan, x: gradients(call, plan, x, d_o, notes[0]))
 
 
 def manner(call: Call) -> Manner:
-    """All of it wide."""
+    """All of it wide; scale and rotary positions are the library's."""
     L = max(1, min(call.block_len, call.q.shape[3]))
-    return Manner(call.wide_dtype, min(L, BLOCK) if call.gradients == "window" else L, ROWS)
+    return Manner(call.wide_dtype, min(L, BLOCK) if call.gradients == "window" else L, ROWS, raw=True)
 
 
 def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
@@ -83,11 +84,12 @@ def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
         return F.pad(t, (0, missing)) if missing else t if t.stride(-1) == 1 else t.contiguous()
 
     plan = replace(plan, codebook=fit(plan.codebook), total=fit(plan.total))
-    made = [None if t is None else t if name == "bias" else fit(t) for name, t in x._asdict().items()]
-    return plan, Inputs(*made)  # type: ignore[arg-type]
+    made = {name: None if t is None or name == "bias" else fit(t) for name, t in x._asdict().items()}
+    made["bias"] = None if x.bias is None else x.bias.to(x.q.dtype)
+    return plan, Inputs(**made | {"q_far": None})  # the same queries, but for a turn that is the library's
 
 
-def gradients(plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
+def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
     """Gradients of the inputs, where they exist; each slice of query heads has keys, values and sums of its own."""
     given, (plan, x) = x, fitted(plan, x)
     d_o = d_o.to(x.q.dtype)
@@ -99,7 +101,7 @@ def gradients(plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
         mine = of_slice[first] if first in of_slice else of_slice.setdefault(first, grads.with_own_keys())
         return {"lse": lse, "d_o": d_o, **{f"d_{name}": t for name, t in mine._asdict().items()}}
 
-    run("gradients", plan, x, tensors)
+    run("gradients", call, plan, x, tensors)
     for first, more in sorted(of_slice.items()):
         if first:
             grads.add_keys(more)
@@ -107,14 +109,15 @@ def gradients(plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
     return Inputs(*cut)  # type: ignore[arg-type]
 
 
-def run(entry: str, plan: Plan, x: Inputs, tensors: Callable[[int], dict[str, Tensor | None]]) -> None:
+def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[int], dict[str, Tensor | None]]) -> None:
     """Call an entry of the library on all the work. tensors: what it reads and writes beside, by first query head."""
     real = type(x.q) is Tensor  # fake tensors go through for what is allocated
     kind = str(x.q.dtype).removeprefix("torch.")
     compiled = getattr(library(SOURCE), f"{entry}_{kind}")
     compiled.restype = ctypes.c_int64
     pieces, threads = shares(plan, x)
-    works = [(piece, described(plan, x, tensors(piece.groups.start))) for piece in pieces]
+    rotary = dict(zip(("cos", "sin"), table(call), strict=True)) if call.rotary is not None else {}
+    works = [(piece, described(call, plan, x, rotary | tensors(piece.groups.start))) for piece in pieces]
 
     def begin() -> Callable[[tuple[Share, Work]], None]:
         memory = x.q.new_empty(compiled(ctypes.byref(works[0][1])), dtype=torch.uint8)
@@ -142,18 +145,18 @@ class View(ctypes.Structure):
 
 
 AXES = {
-    **dict.fromkeys(("q", "q_far", "o", "d_o", "d_q", "d_q_far", "bias", "d_bias", "lse"), "bhgt"),
+    **dict.fromkeys(("q", "o", "d_o", "d_q", "bias", "d_bias", "lse"), "bhgt"),
     **dict.fromkeys(("k", "k_far", "v", "d_k", "d_k_far", "d_v", "total", "d_total", "codes"), "bht"),
     **dict.fromkeys(("query_run", "key_run"), "bt"),
+    **dict.fromkeys(("cos", "sin"), "t"),
     "codebook": "ht",
     "count": "bht",
 }
 """Of each tensor, in order; one more, which must be dense, may follow. `t` is that of queries, keys or codes."""
-NUMBERS = ("b0", "b1", "h0", "h1", "g0", "g1", "T", "K", "V", "S", "M", "L", "N", "beyond", "windowed", "through")
-VIEWS = (
-    *("q", "q_far", "k", "k_far", "v", "bias", "codebook", "count", "total", "codes", "query_run", "key_run"),
-    *("o", "lse", "d_o", "d_q", "d_q_far", "d_k", "d_k_far", "d_v", "d_bias", "d_total"),
-)
+NUMBERS = ("b0", "b1", "h0", "h1", "g0", "g1", "T", "K", "V", "S", "M", "L", "N")
+NUMBERS += ("beyond", "windowed", "through", "two_sided", "half")
+VIEWS = ("q", "k", "k_far", "v", "bias", "codebook", "count", "total", "codes", "query_run", "key_run", "cos", "sin")
+VIEWS += ("o", "lse", "d_o", "d_q", "d_k", "d_k_far", "d_v", "d_bias", "d_total")
 
 
 class Work(ctypes.Structure):
@@ -161,19 +164,35 @@ class Work(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in NUMBERS),
+        ("scale", ctypes.c_double),
         *((name, View) for name in VIEWS),
         ("workspace", ctypes.c_void_p),
     ]
 
 
-def described(plan: Plan, x: Inputs, more: dict[str, Tensor | None]) -> Work:
+def described(call: Call, plan: Plan, x: Inputs, more: dict[str, Tensor | None]) -> Work:
     """All that is the same for every list of one slice of query heads."""
     S, K = plan.codebook.shape[1:]
-    given = {"total": plan.total, **{name: t for name, t in x._asdict().items() if name != "total"}}
+    given = {"total": plan.total, **{name: t for name, t in x._asdict().items() if name in VIEWS and name != "total"}}
     given |= {name: getattr(plan, name) for name in ("codebook", "count", "codes", "query_run", "key_run")}
-    views = {name: view(t, AXES[name]) for name, t in (given | more).items() if t is not None}
-    sizes = dict(zip(("T", "K", "V", "S", "M", "L", "N"), (x.q.shape[3], K, x.v.shape[3], S, plan.M, plan.L, plan.N), strict=True))
-    return Work(**sizes, beyond=plan.beyond, windowed=plan.gradients == "window", through=plan.through, **views)
+    return Work(
+        **{"T": x.q.shape[3], "K": K, "V": x.v.shape[3], "S": S, "M": plan.M, "L": plan.L, "N": plan.N},
+        beyond=plan.beyond,
+        windowed=plan.gradients == "window",
+        through=plan.through,
+        two_sided=call.rotary is not None or call.exact_window,
+        half=0 if call.rotary is None else call.rotary.shape[0],
+        scale=1.0 if plan.scale is None else plan.scale,
+        **{name: view(t, AXES[name]) for name, t in (given | more).items() if name in VIEWS and t is not None},
+    )
+
+
+def table(call: Call) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (M+T+1, K/2) of the angles at positions −M … T−1, and at M."""
+    assert call.rotary is not None
+    M, T = call.window, call.q.shape[3]
+    position = torch.cat([torch.arange(-M, T), torch.tensor([M])])
+    return turns(position, call.rotary, call.wide_dtype)
 
 
 def view(x: Tensor, axes: str) -> View:

@@ -43,13 +43,17 @@ class Rotation(torch.autograd.Function):
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     """R_p x. x (..., T, K); position (..., T) or (T,) in tokens; frequency (K/2,) in radians per token -> (..., T, K).
 
-    Angles are fp64, because a position of 65,536 in fp32 is off by 4e-3 radians; a 16-bit x is turned in fp32.
+    A 16-bit x is turned in fp32.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    angle = position.to(torch.float64)[..., None] * frequency.to(torch.float64)
-    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
-    turned: Tensor = Rotation.apply(x.to(wide), cos, sin)  # type: ignore[no-untyped-call]
+    turned: Tensor = Rotation.apply(x.to(wide), *turns(position, frequency, wide))  # type: ignore[no-untyped-call]
     return turned.to(x.dtype)
+
+
+def turns(position: Tensor, frequency: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (..., T, K/2) of the angles, which are fp64: a position of 65,536 in fp32 is off by 4e-3."""
+    angle = position.to(torch.float64)[..., None] * frequency.to(torch.float64)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def positioned(call: Call) -> tuple[Tensor, Tensor, Tensor]:
