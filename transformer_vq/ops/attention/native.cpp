@@ -68,38 +68,68 @@ inline void micro(int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B,
     for (int i = 0; i < rows; i++) store(C + i * ci, left[i]), store(C + i * ci + F::VL, right[i]);
 }
 
-// The same for any number of rows.
+// The same for 1 … MR rows.
 template <class R>
-void product(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci, bool add) {
-    int64_t i = 0;
-    for (; i + MR <= rows; i += MR) micro<R, MR>(depth, A + i * ai, ai, ak, B, bk, C + i * ci, ci, add);
-    A += i * ai, C += i * ci;
-    switch (rows - i) {
+inline void micro(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci, bool add) {
+    switch (rows) {
         case 1: return micro<R, 1>(depth, A, ai, ak, B, bk, C, ci, add);
         case 2: return micro<R, 2>(depth, A, ai, ak, B, bk, C, ci, add);
         case 3: return micro<R, 3>(depth, A, ai, ak, B, bk, C, ci, add);
         case 4: return micro<R, 4>(depth, A, ai, ak, B, bk, C, ci, add);
         case 5: return micro<R, 5>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 6: return micro<R, 6>(depth, A, ai, ak, B, bk, C, ci, add);
     }
 }
 
-// C (rows x width) = A (rows x depth) times panels, each (depth x NR).
+// Call work(first, n) on rows [from, to) in groups of at most MR, of sizes as equal as can be: small ones are slow.
+template <class Work>
+inline void in_groups(int64_t from, int64_t to, const Work& work) {
+    int64_t groups = (to - from + MR - 1) / MR;
+    for (; groups > 0; groups--) {
+        const int64_t n = (to - from + groups - 1) / groups;
+        work(from, n);
+        from += n;
+    }
+}
+
+// Of a tile's logits over `width` keys, what is seen at all: row r sees columns [from + r·moves, to + r·goes).
+struct Band {
+    int64_t width, from, moves, to, goes;
+    int64_t first(int64_t row) const { return std::max<int64_t>(0, from + row * moves); }
+    int64_t last(int64_t row) const { return std::min(width, to + row * goes); }
+    // Rows [top, bottom) of `rows` that see something of columns [a, e).
+    int64_t top(int64_t a, int64_t rows) const { return goes ? std::clamp<int64_t>(a - to + 1, 0, rows) : to > a ? 0 : rows; }
+    int64_t bottom(int64_t e, int64_t rows) const { return moves ? std::clamp<int64_t>(e - from, 0, rows) : from < e ? rows : 0; }
+};
+
+// C (rows x band) = A (rows x depth) times panels, each (depth x NR). What is not seen is left as it is.
 template <class R>
-void by_panels(int64_t rows, int64_t width, int64_t depth, const R* A, int64_t lda, const R* panels, R* C, int64_t ldc) {
+void by_panels(int64_t rows, const Band& band, int64_t depth, const R* A, int64_t lda, const R* panels, R* C, int64_t ldc) {
     constexpr int NR = Of<R>::NR;
-    for (int64_t c = 0; c < width; c += NR) product(rows, depth, A, lda, 1, panels + c * depth, NR, C + c, ldc, false);
+    for (int64_t c = 0; c < band.width; c += NR)
+        in_groups(band.top(c, rows), band.bottom(c + NR, rows), [&](int64_t r, int64_t n) {
+            micro(n, depth, A + r * lda, lda, 1, panels + c * depth, NR, C + r * ldc + c, ldc, false);
+        });
 }
 
-// C (rows x width) = or += A (rows x depth) B (depth x width).
+// C (rows x width) = or += A (rows x band) B (band x width); A is 0 where it is not seen.
 template <class R>
-void by_rows(int64_t rows, int64_t width, int64_t depth, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc, bool add) {
-    for (int64_t c = 0; c < width; c += Of<R>::NR) product(rows, depth, A, lda, 1, B + c, ldb, C + c, ldc, add);
+void by_rows(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc, bool add) {
+    for (int64_t c = 0; c < width; c += Of<R>::NR)
+        in_groups(0, rows, [&](int64_t r, int64_t n) {
+            const int64_t k = band.first(r), depth = std::max<int64_t>(0, band.last(r + n - 1) - k);
+            micro(n, depth, A + r * lda + k, lda, 1, B + k * ldb + c, ldb, C + r * ldc + c, ldc, add);
+        });
 }
 
-// C (rows x width) += Aᵀ B, for A (depth x rows), B (depth x width).
+// C (band from column a on x width) += Aᵀ B, for A (rows x band), B (rows x width); A is 0 where it is not seen.
 template <class R>
-void add_transposed(int64_t rows, int64_t width, int64_t depth, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc) {
-    for (int64_t c = 0; c < width; c += Of<R>::NR) product(rows, depth, A, 1, lda, B + c, ldb, C + c, ldc, true);
+void add_transposed(int64_t a, int64_t width, const Band& band, int64_t rows, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc) {
+    for (int64_t c = 0; c < width; c += Of<R>::NR)
+        in_groups(a, band.width, [&](int64_t k, int64_t n) {
+            const int64_t r = band.top(k, rows), depth = band.bottom(k + n, rows) - r;
+            if (depth > 0) micro(n, depth, A + r * lda + k, 1, lda, B + r * ldb + c, ldb, C + (k - a) * ldc + c, ldc, true);
+        });
 }
 
 // Rows of x (count x depth) -> panels, columns of which they are; zeros up to a whole panel.
@@ -368,6 +398,7 @@ struct List {
         const int64_t widest = cache.Sp + (w.beyond ? L + 2 * NR : 0) + M + ROWS + 2 * NR;
         p = arena.take<R>(ROWS * widest);
         d_p = backward ? arena.take<R>(ROWS * widest) : nullptr;
+        if (d_p && arena.base) std::fill(d_p, d_p + ROWS * widest, R(0));  // what is not seen must be finite
         running = backward && w.through ? arena.take<R>(S * V) : nullptr;
     }
 
@@ -459,6 +490,7 @@ struct List {
         bool two_sided;
         int64_t far, far_end, near, near_end;  // key numbers, multiples of NR
         int64_t cached, near_at, width;        // columns: of the cache, which come first, then far ones
+        Band codes_band, far_band, near_band;  // keys that are none are in no band
     };
 
     // Cut it out, and its queries into q and q_turned.
@@ -470,6 +502,10 @@ struct List {
         x.far = std::max(down(s, NR), first_key), x.far_end = x.two_sided ? up(t0 + x.rows, NR) : x.near;
         if (!w.beyond || x.far_end < x.far) x.far_end = x.far;
         x.cached = cache.width(), x.near_at = x.cached + x.far_end - x.far, x.width = x.near_at + x.near_end - x.near;
+        const bool apart = x.two_sided || !w.beyond;
+        x.codes_band = {cache.used, 0, 0, cache.used, 0};
+        x.far_band = {std::min(x.far_end, keys) - x.far, 0, 0, x.two_sided ? t0 - x.far : x.far_end - x.far, x.two_sided};
+        x.near_band = {std::min(x.near_end, keys) - x.near, (apart ? t0 : s) - x.near, apart, t0 + M + 1 - x.near, 1};
         for (int64_t r = 0; r < x.rows; r++) {
             const R* from = at<R>(w.q, b, h, g, t0 + r);
             R* to = q + r * K;
@@ -485,10 +521,10 @@ struct List {
     // Logits of a tile into p, hidden ones −inf.
     void logits(const Tile& x) {
         const R never = -std::numeric_limits<R>::infinity();
-        by_panels(x.rows, x.cached, K, q, K, cache.row_panels, p, x.width);
+        by_panels(x.rows, x.codes_band, K, q, K, cache.row_panels, p, x.width);
         const R* far_panels = x.two_sided ? beyond.panels : inside.panels;
-        by_panels(x.rows, x.far_end - x.far, K, q, K, far_panels + x.far * K, p + x.cached, x.width);
-        by_panels(x.rows, x.near_end - x.near, K, q_turned, K, inside.panels + x.near * K, p + x.near_at, x.width);
+        by_panels(x.rows, x.far_band, K, q, K, far_panels + x.far * K, p + x.cached, x.width);
+        by_panels(x.rows, x.near_band, K, q_turned, K, inside.panels + x.near * K, p + x.near_at, x.width);
         for (int64_t r = 0; r < x.rows; r++) {
             const int64_t t = x.t0 + r;
             R *cached = p + r * x.width, *far = cached + x.cached - x.far, *near = cached + x.near_at - x.near;  // by key
@@ -536,9 +572,9 @@ struct List {
             inverse[r] = 1 / sum;
             if (R* lse = at<R>(w.lse, b, h, x.g, x.t0 + r)) *lse = most + std::log(sum);
         }
-        by_rows(x.rows, V, cache.used, p, x.width, cache.mean, V, o, w.o.t, false);
-        by_rows(x.rows, V, std::min(x.far_end, keys) - x.far, p + x.cached, x.width, v + x.far * w.v.t, w.v.t, o, w.o.t, true);
-        by_rows(x.rows, V, std::min(x.near_end, keys) - x.near, p + x.near_at, x.width, v + x.near * w.v.t, w.v.t, o, w.o.t, true);
+        by_rows(x.rows, V, x.codes_band, p, x.width, cache.mean, V, o, w.o.t, false);
+        by_rows(x.rows, V, x.far_band, p + x.cached, x.width, v + x.far * w.v.t, w.v.t, o, w.o.t, true);
+        by_rows(x.rows, V, x.near_band, p + x.near_at, x.width, v + x.near * w.v.t, w.v.t, o, w.o.t, true);
         for (int64_t r = 0; r < x.rows; r++)
             for (int64_t d = 0; d < V; d++) o[r * w.o.t + d] *= inverse[r];
     }
@@ -551,10 +587,10 @@ struct List {
         }
     }
 
-    // target, by key, += yᵀ z for the keys of [first, last) that are `from` or later; y begins with key `first`.
-    void add_keys(const Tile& x, R* target, int64_t target_row, const R* y, int64_t first, int64_t last, int64_t from, const R* z, int64_t row, int64_t width) {
-        const int64_t a = std::max(first, from), e = std::min(last, keys);
-        if (a < e) add_transposed(e - a, width, x.rows, y + a - first, x.width, z, row, target + a * target_row, target_row);
+    // target, by key, += yᵀ z for the keys of a band that are `from` or later; y begins with key `first`.
+    void add_keys(const Tile& x, R* target, int64_t target_row, const R* y, const Band& band, int64_t first, int64_t from, const R* z, int64_t row, int64_t width) {
+        const int64_t a = std::max<int64_t>(0, from - first);
+        add_transposed(a, width, band, x.rows, y, x.width, z, row, target + (first + a) * target_row, target_row);
     }
 
     void backward_tile(const Tile& x) {
@@ -562,9 +598,9 @@ struct List {
         const R *d_o = at<R>(w.d_o, b, h, x.g, x.t0);
         const int64_t slope = w.d_o.t;
         logits(x);
-        by_panels(x.rows, x.cached, V, d_o, slope, cache.mean_panels, d_p, x.width);
-        by_panels(x.rows, x.far_end - x.far, V, d_o, slope, values + x.far * V, d_p + x.cached, x.width);
-        by_panels(x.rows, x.near_end - x.near, V, d_o, slope, values + x.near * V, d_p + x.near_at, x.width);
+        by_panels(x.rows, x.codes_band, V, d_o, slope, cache.mean_panels, d_p, x.width);
+        by_panels(x.rows, x.far_band, V, d_o, slope, values + x.far * V, d_p + x.cached, x.width);
+        by_panels(x.rows, x.near_band, V, d_o, slope, values + x.near * V, d_p + x.near_at, x.width);
         for (int64_t r = 0; r < x.rows; r++) {
             R *row = p + r * x.width, *d_row = d_p + r * x.width;
             const R lse = *at<R>(w.lse, b, h, x.g, x.t0 + r);
@@ -585,9 +621,9 @@ struct List {
         R *d_q = at<R>(w.d_q, b, h, x.g, x.t0), *d_q_inside = turns ? d_turned : d_q;
         const int64_t row = w.d_q.t, row_inside = turns ? K : row;
         const Keys<R>& seen = x.two_sided ? beyond : inside;
-        by_rows(x.rows, K, std::min(x.near_end, keys) - x.near, d_near, x.width, inside.rows + x.near * inside.row, inside.row, d_q_inside, row_inside, false);
-        by_rows(x.rows, K, cache.used, d_p, x.width, cache.rows, K, d_q, row, !turns);
-        by_rows(x.rows, K, std::min(x.far_end, keys) - x.far, d_far, x.width, seen.rows + x.far * seen.row, seen.row, d_q, row, true);
+        by_rows(x.rows, K, x.near_band, d_near, x.width, inside.rows + x.near * inside.row, inside.row, d_q_inside, row_inside, false);
+        by_rows(x.rows, K, x.codes_band, d_p, x.width, cache.rows, K, d_q, row, !turns);
+        by_rows(x.rows, K, x.far_band, d_far, x.width, seen.rows + x.far * seen.row, seen.row, d_q, row, true);
         for (int64_t r = 0; r < x.rows; r++) {
             R *to = d_q + r * row, *one = d_turned + r * K;
             if (turns) turn(one, cos(x.t0 + r + M), sin(x.t0 + r + M), w.half, K, R(-1), one), add(one, to, K);
@@ -598,16 +634,16 @@ struct List {
         const bool far_learns = !w.windowed || w.through;
         if (!far_learns) clear_bubble(x, p);
         R* d_v = at<R>(w.d_v, b, h);
-        if (far_learns) add_keys(x, d_v, w.d_v.t, p + x.cached, x.far, x.far_end, from, d_o, slope, V);
-        add_keys(x, d_v, w.d_v.t, p + x.near_at, x.near, x.near_end, from, d_o, slope, V);
+        if (far_learns) add_keys(x, d_v, w.d_v.t, p + x.cached, x.far_band, x.far, from, d_o, slope, V);
+        add_keys(x, d_v, w.d_v.t, p + x.near_at, x.near_band, x.near, from, d_o, slope, V);
         if (running) {
             for (int64_t r = 0; r < x.rows; r++)
                 for (int64_t c = 0; c < cache.used; c++) p[r * x.width + c] *= cache.inverse[c];
-            add_transposed(cache.used, V, x.rows, p, x.width, d_o, slope, running, V);
+            add_transposed(0, V, x.codes_band, x.rows, p, x.width, d_o, slope, running, V);
         }
         if (w.windowed) clear_bubble(x, d_p);
-        else add_keys(x, seen.grads, seen.grads_row, d_far, x.far, x.far_end, from, q, K, K);
-        add_keys(x, inside.grads, inside.grads_row, d_near, x.near, x.near_end, from, q_turned, K, K);
+        else add_keys(x, seen.grads, seen.grads_row, d_far, x.far_band, x.far, from, q, K, K);
+        add_keys(x, inside.grads, inside.grads_row, d_near, x.near_band, x.near, from, q_turned, K, K);
     }
 
     void forward() {

@@ -28,8 +28,8 @@ from transformer_vq.ops.kernels.compiler import NotCompiled, library
 from transformer_vq.ops.threads import share
 
 SOURCE = Path(__file__).with_name("native.cpp")
-BLOCK = 96
-"""L where it is free: one tile, so that no key stays in the strip longer than it must."""
+BLOCK = 64
+"""L where it is free: two tiles. Shorter ones renew means more often, longer ones leave keys in the strip for longer."""
 ROWS = 4096
 """Queries of one head that a thread takes at a time, at least, where there are short rows."""
 
