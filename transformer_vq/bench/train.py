@@ -18,6 +18,7 @@ from transformer_vq.bench.llama import llama, ours
 from transformer_vq.bench.turns import in_turns, quartiles, ratios, spread
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.describe import describe
+from transformer_vq.ops.pages import keep_pages
 
 LENGTHS = (512, 4096, 8192)
 TOKENS = 8192
@@ -37,6 +38,7 @@ def run(
     compiled_low, compiled_high).  `changes` to the model of `llama.SHAPE`.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_pages()  # as the training loop does; for both
     found: list[Row] = []
     for length in lengths:
         batch = max(1, tokens // length)

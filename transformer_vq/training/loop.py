@@ -20,6 +20,7 @@ from transformer_vq.clock import spent
 from transformer_vq.config import CheckpointConfig, ConfigError
 from transformer_vq.config.run import OptimizationConfig
 from transformer_vq.files import WriteError
+from transformer_vq.ops.pages import keep_pages
 from transformer_vq.training.agreement import before_joining, check_agreement, code
 from transformer_vq.training.average import Averages
 from transformer_vq.training.costs import PREFIX, Costs
@@ -97,8 +98,8 @@ def train(
     """Train what `make_task` makes, as `config` says, and return the run's summary.
 
     A finished run of the same config is not run again: its summary is returned. resume: go on from the last checkpoint,
-    or start where there is none; `train.steps` may have grown. Nothing global is left behind, so runs may follow one
-    another in a process.
+    or start where there is none; `train.steps` may have grown. Nothing global is left behind but freed memory on a CPU
+    (ops/pages.py), so runs may follow one another in a process.
     Raises ConfigError for bad input, TrainingDiverged, TrainingInterrupted, CheckpointError for a damaged checkpoint,
     WriteError for a full disk.
     """
@@ -110,6 +111,8 @@ def train(
         processes(settings.trackers, Path(config.run_dir), settings.timeout) as accelerator,
         _kept_random_state(accelerator.device),
     ):
+        if accelerator.device.type == "cpu":
+            keep_pages()
         context = context_of(config)
         flags = {"--resume": resume, "--overwrite": overwrite}
         if accelerator.num_processes > 1:

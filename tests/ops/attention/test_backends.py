@@ -38,7 +38,13 @@ CARRIED = [{}, {"rotary": True, "H": 4}, {"bias": (1, 23)}, {"segments": True, "
 
 @pytest.mark.parametrize(
     ("backend", "chunk_rows"),
-    [("blockwise", 20), ("blockwise", 4096), ("native", None), pytest.param("wide", 20, marks=pytest.mark.slow), ("recurrent", None)],
+    [
+        ("blockwise", 20),
+        ("blockwise", 4096),
+        ("native", None),
+        pytest.param("wide", 20, marks=pytest.mark.slow),
+        ("recurrent", None),
+    ],
     ids=["blockwise, many chunks", "blockwise, one chunk", "native", "wide", "recurrent"],
 )
 @pytest.mark.parametrize(("shape", "sizes", "rule"), every_triple(SHAPES, SIZES), ids=str)

@@ -60,5 +60,9 @@ def _kept() -> Path:
 def _processor() -> str:
     """What tells processors apart that share a home folder."""
     info = Path("/proc/cpuinfo")
-    features = [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))] if info.exists() else []
+    features = (
+        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
+        if info.exists()
+        else []
+    )
     return "\n".join([platform.machine(), platform.processor(), *features[:1]])
