@@ -22,7 +22,8 @@ from transformer_vq.bench.rivals import RIVALS, Heads, able
 from transformer_vq.bench.turns import in_turns, quartiles, ratios
 from transformer_vq.machine import peak_resident
 from transformer_vq.ops import vq_attention
-from transformer_vq.ops.attention.block_length import chosen
+from transformer_vq.ops.attention import resolve_backend
+from transformer_vq.ops.attention.block_length import NATIVE, chosen
 
 LENGTHS = (2048, 8192, 16_384, 32_768, 65_536)
 SIZES = {"heads": 4, "width": 64, "codes": 128, "window": 128}
@@ -44,7 +45,9 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int =
     sizes, device = {**SIZES, **sizes}, kind()
     if "block_len" not in sizes:
         K = sizes["width"]
-        sizes["block_len"], _ = chosen(device, sizes["codes"], sizes["window"], 1, K, K, two_sided=False)
+        backend, _ = resolve_backend("auto", device, max(lengths), K, K)
+        free, _ = chosen(device, sizes["codes"], sizes["window"], 1, K, K, two_sided=False)
+        sizes["block_len"] = NATIVE if backend == "native" else free
     rows: list[Row] = []
     for length in lengths:
         x, vq = heads(length, device, **sizes)

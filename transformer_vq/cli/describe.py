@@ -48,23 +48,26 @@ def facts(settings: RunConfig) -> dict[str, Any]:
     name, reason = attention_backend(model, device, train.seq_len, train.precision, train.context_parallel)
     found["backend"] = {"name": name, "reason": reason, "device": device}
     fresh = settings.data is None or settings.data.order != "streams"
-    length, why = block_length(model, device, train.seq_len if fresh and train.context_parallel == 1 else None)
+    tokens = train.seq_len if fresh and train.context_parallel == 1 else None
+    length, why = block_length(model, device, tokens, name)
     found["block_len"] = {"length": length, "reason": why}
     found["model"] = model.model_dump(mode="json", exclude={"quantizer", "per_layer"})
     found["memory"] = memory(settings.model_copy(update={"model": model}), device)
     return found
 
 
-def block_length(model: TransformerVQConfig, device: str, tokens: int | None) -> tuple[int, str]:
+def block_length(model: TransformerVQConfig, device: str, tokens: int | None, backend: str) -> tuple[int, str]:
     """L of block-wise attention in training, and why; where codebooks differ in size, for the largest.
 
     tokens: of a call before which nothing was; None: a state is carried.
     """
-    from transformer_vq.ops.attention.block_length import chosen
+    from transformer_vq.ops.attention.block_length import NATIVE, chosen
 
     if model.block_length is not None:
         by_rule = model.block_len == "auto"
         return model.block_length, "gradients depend on it: the paper's rule" if by_rule else "as set"
+    if backend == "native":
+        return NATIVE, "the same for every model in backend native"
     codes = max(getattr(quantizer, "size", 0) for quantizer in model.layer_quantizers()) if model.cache else 0
     groups = model.heads // model.key_value_heads
     two_sided = model.position == "rotary" or model.window_keys == "exact"

@@ -16,6 +16,8 @@ from __future__ import annotations
 CHOICES = (16, 32, 64, 128)
 ELSEWHERE = 128
 """On other devices than CPUs, where each backend has a geometry of its own."""
+NATIVE = 64
+"""Of backend native: two tiles. Shorter blocks renew means more often, longer ones leave more keys in the strip."""
 NUMBER = 12
 """FLOPs that take as long as one number read or written: 40 to 60 GFLOP/s a core against 0.2 to 0.4 ns a number."""
 

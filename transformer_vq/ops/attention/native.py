@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_vq.ops.attention.block_length import NATIVE
 from transformer_vq.ops.attention.blocks import Plan
 from transformer_vq.ops.attention.blockwise import Manner, Share, layout, learned_gradients, shares
 from transformer_vq.ops.attention.by_hand import by_hand
@@ -27,11 +28,10 @@ from transformer_vq.ops.attention.rotary import turns
 from transformer_vq.ops.kernels.compiler import NotCompiled, library
 from transformer_vq.ops.threads import share
 
+Tensors = dict[str, Tensor | None]
 SOURCE = Path(__file__).with_name("native.cpp")
-BLOCK = 64
-"""L where it is free: two tiles. Shorter ones renew means more often, longer ones leave keys in the strip for longer."""
 ROWS = 4096
-"""Queries of one head that a thread takes at a time, at least, where there are short rows."""
+"""Queries that a thread takes at a time, at least, where rows are short."""
 
 
 def refusal(device: torch.device | str) -> str | None:
@@ -71,22 +71,28 @@ def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Te
 
 def manner(call: Call) -> Manner:
     """All of it wide; scale and rotary positions are the library's."""
-    L = max(1, min(call.block_len, call.q.shape[3]))
-    return Manner(call.wide_dtype, min(L, BLOCK) if call.gradients == "window" else L, ROWS, raw=True)
+    L = NATIVE if call.gradients == "window" else max(1, min(call.block_len, call.q.shape[3]))
+    return Manner(call.wide_dtype, L, ROWS, raw=True)
 
 
 def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
     """Keys and values of whole panels, with zeros; and rows without gaps."""
-    panel = getattr(library(SOURCE), f"panel_{str(x.q.dtype).removeprefix('torch.')}")()
+    panel = getattr(library(SOURCE), f"panel_{named(x.q.dtype)}")()
 
     def fit(t: Tensor) -> Tensor:
         missing = -t.shape[-1] % panel
         return F.pad(t, (0, missing)) if missing else t if t.stride(-1) == 1 else t.contiguous()
 
-    plan = replace(plan, codebook=fit(plan.codebook), total=fit(plan.total))
-    made = {name: None if t is None or name == "bias" else fit(t) for name, t in x._asdict().items()}
-    made["bias"] = None if x.bias is None else x.bias.to(x.q.dtype)
-    return plan, Inputs(**made | {"q_far": None})  # the same queries, but for a turn that is the library's
+    made = Inputs(
+        q=fit(x.q),
+        q_far=None,  # the same queries, but for a turn that is the library's
+        k=fit(x.k),
+        k_far=None if x.k_far is None else fit(x.k_far),
+        v=fit(x.v),
+        bias=None if x.bias is None else x.bias.to(x.q.dtype),
+        total=None if x.total is None else fit(x.total),
+    )
+    return replace(plan, codebook=fit(plan.codebook), total=fit(plan.total)), made
 
 
 def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
@@ -97,9 +103,10 @@ def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> In
     grads = Inputs(*(None if t is None else torch.zeros_like(t) for t in x))  # type: ignore[arg-type]
     of_slice = {0: grads}
 
-    def tensors(first: int) -> dict[str, Tensor | None]:
-        mine = of_slice[first] if first in of_slice else of_slice.setdefault(first, grads.with_own_keys())
-        return {"lse": lse, "d_o": d_o, **{f"d_{name}": t for name, t in mine._asdict().items()}}
+    def tensors(first: int) -> Tensors:
+        if first not in of_slice:
+            of_slice[first] = grads.with_own_keys()
+        return {"lse": lse, "d_o": d_o, **{f"d_{name}": t for name, t in of_slice[first]._asdict().items()}}
 
     run("gradients", call, plan, x, tensors)
     for first, more in sorted(of_slice.items()):
@@ -109,33 +116,44 @@ def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> In
     return Inputs(*cut)  # type: ignore[arg-type]
 
 
-def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[int], dict[str, Tensor | None]]) -> None:
+def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[int], Tensors]) -> None:
     """Call an entry of the library on all the work. tensors: what it reads and writes beside, by first query head."""
     real = type(x.q) is Tensor  # fake tensors go through for what is allocated
-    kind = str(x.q.dtype).removeprefix("torch.")
-    compiled = getattr(library(SOURCE), f"{entry}_{kind}")
+    compiled = getattr(library(SOURCE), f"{entry}_{named(x.q.dtype)}")
     compiled.restype = ctypes.c_int64
     pieces, threads = shares(plan, x)
-    rotary = dict(zip(("cos", "sin"), table(call), strict=True)) if call.rotary is not None else {}
-    works = [(piece, described(call, plan, x, rotary | tensors(piece.groups.start))) for piece in pieces]
+    turning = table(call)
+    works = [(piece, work_on(call, plan, x, turning | tensors(piece.groups.start))) for piece in pieces]
 
     def begin() -> Callable[[tuple[Share, Work]], None]:
         memory = x.q.new_empty(compiled(ctypes.byref(works[0][1])), dtype=torch.uint8)
 
         def work(item: tuple[Share, Work]) -> None:
             piece, whole = item
-            for chunks in piece.chunks:
+            for chunks in piece.chunks if real else []:
                 b, h, g = chunks[0].b, chunks[0].h, piece.groups
-                ends = (b.start, b.stop, h.start, h.stop, g.start, g.stop)
                 mine = Work.from_buffer_copy(whole)
-                mine.b0, mine.b1, mine.h0, mine.h1, mine.g0, mine.g1 = ends
-                mine.workspace = memory.data_ptr() if real else None
-                if real:
-                    compiled(ctypes.byref(mine))
+                mine.b0, mine.b1, mine.h0, mine.h1, mine.g0, mine.g1 = b.start, b.stop, h.start, h.stop, g.start, g.stop
+                mine.workspace = memory.data_ptr()
+                compiled(ctypes.byref(mine))
 
         return work
 
     share(works, begin, threads)
+
+
+def named(dtype: torch.dtype) -> str:
+    """float32, float64."""
+    return str(dtype).removeprefix("torch.")
+
+
+def table(call: Call) -> Tensors:
+    """Cosine and sine (M+T+1, K/2) of rotary angles at positions −M … T−1, and at M."""
+    if call.rotary is None:
+        return {}
+    position = torch.cat([torch.arange(-call.window, call.q.shape[3]), torch.tensor([call.window])])
+    cos, sin = turns(position, call.rotary, call.wide_dtype)
+    return {"cos": cos, "sin": sin}
 
 
 class View(ctypes.Structure):
@@ -144,37 +162,36 @@ class View(ctypes.Structure):
     _fields_ = [("at", ctypes.c_void_p), *((axis, ctypes.c_int64) for axis in "bhgt")]
 
 
-AXES = {
-    **dict.fromkeys(("q", "o", "d_o", "d_q", "bias", "d_bias", "lse"), "bhgt"),
-    **dict.fromkeys(("k", "k_far", "v", "d_k", "d_k_far", "d_v", "total", "d_total", "codes"), "bht"),
-    **dict.fromkeys(("query_run", "key_run"), "bt"),
-    **dict.fromkeys(("cos", "sin"), "t"),
-    "codebook": "ht",
-    "count": "bht",
-}
-"""Of each tensor, in order; one more, which must be dense, may follow. `t` is that of queries, keys or codes."""
-NUMBERS = ("b0", "b1", "h0", "h1", "g0", "g1", "T", "K", "V", "S", "M", "L", "N")
-NUMBERS += ("beyond", "windowed", "through", "two_sided", "half")
-VIEWS = ("q", "k", "k_far", "v", "bias", "codebook", "count", "total", "codes", "query_run", "key_run", "cos", "sin")
-VIEWS += ("o", "lse", "d_o", "d_q", "d_k", "d_k_far", "d_v", "d_bias", "d_total")
-
-
 class Work(ctypes.Structure):
-    """As in native.cpp."""
+    """As in native.cpp, in its order."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in NUMBERS),
+        *((name, ctypes.c_int64) for name in ("b0", "b1", "h0", "h1", "g0", "g1")),
+        *((name, ctypes.c_int64) for name in ("T", "K", "V", "S", "M", "L", "N")),
+        *((name, ctypes.c_int64) for name in ("beyond", "windowed", "through", "two_sided", "half")),
         ("scale", ctypes.c_double),
-        *((name, View) for name in VIEWS),
+        *((name, View) for name in ("q", "k", "k_far", "v", "bias", "codebook", "count", "total", "codes")),
+        *((name, View) for name in ("query_run", "key_run", "cos", "sin", "o", "lse")),
+        *((name, View) for name in ("d_o", "d_q", "d_k", "d_k_far", "d_v", "d_bias", "d_total")),
         ("workspace", ctypes.c_void_p),
     ]
 
 
-def described(call: Call, plan: Plan, x: Inputs, more: dict[str, Tensor | None]) -> Work:
+AXES = {
+    **dict.fromkeys(("q", "o", "d_o", "d_q", "bias", "d_bias", "lse"), "bhgt"),
+    **dict.fromkeys(("k", "k_far", "v", "d_k", "d_k_far", "d_v", "total", "d_total", "codes", "count"), "bht"),
+    **dict.fromkeys(("query_run", "key_run"), "bt"),
+    **dict.fromkeys(("cos", "sin"), "t"),
+    "codebook": "ht",
+}
+"""Of each tensor, in order; one more, which is dense, may follow. `t` is that of queries, keys or codes."""
+
+
+def work_on(call: Call, plan: Plan, x: Inputs, more: Tensors) -> Work:
     """All that is the same for every list of one slice of query heads."""
     S, K = plan.codebook.shape[1:]
-    given = {"total": plan.total, **{name: t for name, t in x._asdict().items() if name in VIEWS and name != "total"}}
-    given |= {name: getattr(plan, name) for name in ("codebook", "count", "codes", "query_run", "key_run")}
+    of_plan = {name: getattr(plan, name) for name in ("codebook", "count", "total", "codes", "query_run", "key_run")}
+    found = {**x._asdict(), **of_plan, **more}
     return Work(
         **{"T": x.q.shape[3], "K": K, "V": x.v.shape[3], "S": S, "M": plan.M, "L": plan.L, "N": plan.N},
         beyond=plan.beyond,
@@ -183,16 +200,8 @@ def described(call: Call, plan: Plan, x: Inputs, more: dict[str, Tensor | None])
         two_sided=call.rotary is not None or call.exact_window,
         half=0 if call.rotary is None else call.rotary.shape[0],
         scale=1.0 if plan.scale is None else plan.scale,
-        **{name: view(t, AXES[name]) for name, t in (given | more).items() if name in VIEWS and t is not None},
+        **{name: view(found[name], axes) for name, axes in AXES.items() if found.get(name) is not None},
     )
-
-
-def table(call: Call) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (M+T+1, K/2) of the angles at positions −M … T−1, and at M."""
-    assert call.rotary is not None
-    M, T = call.window, call.q.shape[3]
-    position = torch.cat([torch.arange(-M, T), torch.tensor([M])])
-    return turns(position, call.rotary, call.wide_dtype)
 
 
 def view(x: Tensor, axes: str) -> View:

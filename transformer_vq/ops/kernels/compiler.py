@@ -29,7 +29,7 @@ def library(source: Path) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NotCompiled(f"needs a C++ compiler ({', '.join(COMPILERS)}, or what CXX names)")
-    made_of = "\n".join([source.read_text(), compiler, *FLAGS, _processor()])
+    made_of = "\n".join([source.read_text("utf-8"), compiler, *FLAGS, _processor()])
     name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     for folder in (_kept(), Path(tempfile.gettempdir()) / f"transformer_vq-{os.getuid()}"):
         try:
@@ -60,9 +60,6 @@ def _kept() -> Path:
 def _processor() -> str:
     """What tells processors apart that share a home folder."""
     info = Path("/proc/cpuinfo")
-    features = (
-        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    features = [line for line in lines if line.startswith(("flags", "Features"))]
     return "\n".join([platform.machine(), platform.processor(), *features[:1]])
