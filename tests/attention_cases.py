@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops import vq_attention
-from transformer_vq.ops.attention import AttentionState
+from transformer_vq.ops.attention import AttentionState, native
 
 LEARN = ("q", "k_hat", "v", "bias")
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(native.refusal("cpu") is not None, reason="no C++ compiler"))
 RULES = [("window", True), ("window", False), ("block", True), ("block", False)]
 """Of gradients: `gradients`, `grad_through_cache`."""
 

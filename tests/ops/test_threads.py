@@ -7,10 +7,10 @@ import threading
 
 import pytest
 import torch
-from attention_cases import attention_case, call, run
+from attention_cases import NATIVE, attention_case, call, run
 from helpers import assert_same
 
-from transformer_vq.ops.attention import blocks, blockwise
+from transformer_vq.ops.attention import blocks, blockwise, native
 from transformer_vq.ops.threads import outer_threads, share
 
 SHAPES = {
@@ -33,20 +33,24 @@ def two_threads(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [20, 4096])
+@pytest.mark.parametrize(
+    ("backend", "rows"), [("blockwise", 20), ("blockwise", 4096), pytest.param("native", 20, marks=NATIVE.marks)]
+)
 @pytest.mark.parametrize("gradients", ["window", "block"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_equal_the_definition_and_themselves(name, gradients, rows, two_threads, monkeypatch):
+def test_equal_the_definition_and_themselves(name, gradients, backend, rows, two_threads, monkeypatch):
     monkeypatch.setitem(blocks.ROWS, "cpu", rows)
+    monkeypatch.setattr(native, "ROWS", rows)
     seen = []
-    monkeypatch.setattr(blockwise, "share", lambda items, begin, n: seen.append(len(items)) or share(items, begin, n))
+    for module in (blockwise, native):
+        monkeypatch.setattr(module, "share", lambda items, begin, n: seen.append(len(items)) or share(items, begin, n))
     case = attention_case(T=21, gradients=gradients, **SHAPES[name])
-    got = run(case, "blockwise")
+    got = run(case, backend)
     assert len(seen) == 2 and min(seen) >= (1 if name == "nothing to share" else 2)
     assert_same(got, run(case, "quadratic"), rtol=1e-10)
-    assert_same(run(case, "blockwise"), got, rtol=0.0)
+    assert_same(run(case, backend), got, rtol=0.0)
     with torch.inference_mode():
-        assert torch.equal(call(case, backend="blockwise")[0], got["o"])
+        assert torch.equal(call(case, backend=backend)[0], got["o"])
 
 
 def test_little_work_and_one_thread_start_none(two_threads, monkeypatch):

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import attention_case, call, every_triple, run
+from attention_cases import NATIVE, attention_case, call, every_triple, run
 from helpers import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_vq.ops.attention import blocks, initial_state
 
-LINEAR = ["blockwise", "native", "recurrent", "wide"]
+LINEAR = ["blockwise", NATIVE, "recurrent", "wide"]
 SIZES = [
     (1, 4, 4),
     (3, 8, 4),
@@ -41,7 +41,7 @@ CARRIED = [{}, {"rotary": True, "H": 4}, {"bias": (1, 23)}, {"segments": True, "
     [
         ("blockwise", 20),
         ("blockwise", 4096),
-        ("native", None),
+        pytest.param("native", None, marks=NATIVE.marks),
         pytest.param("wide", 20, marks=pytest.mark.slow),
         ("recurrent", None),
     ],

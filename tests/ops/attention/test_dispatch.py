@@ -7,13 +7,14 @@ import torch
 from attention_cases import attention_case, call
 
 from transformer_vq.ops import vq_attention
-from transformer_vq.ops.attention import BACKENDS, resolve_backend
+from transformer_vq.ops.attention import BACKENDS, dispatch, native, resolve_backend
 from transformer_vq.ops.attention.arguments import Arguments
 from transformer_vq.ops.attention.call import prepare
 from transformer_vq.ops.attention.choice import Look, choose
 
 
-def test_auto_says_what_it_takes_and_why():
+def test_auto_says_what_it_takes_and_why(monkeypatch):
+    monkeypatch.setattr(dispatch, "native_refusal", lambda: "backend native: needs a C++ compiler; take blockwise")
     chosen = {T: resolve_backend("auto", "cpu", T, 4, 3) for T in (1, 16, 4096)}
     assert {T: name for T, (name, _) in chosen.items()} == {1: "recurrent", 16: "quadratic", 4096: "blockwise"}
     assert all(reason for _, reason in chosen.values())
@@ -48,9 +49,11 @@ def test_auto_on_a_gpu(T, K, V, dtype, arch, triton, name, why):
     assert found == name and found in BACKENDS and why in reason and "\n" not in reason
 
 
-def test_auto_without_a_gpu_never_takes_kernels():
+def test_auto_without_a_gpu_takes_what_is_compiled_for_the_processor_and_never_a_gpus_kernels():
     for dtype in (BF16, FP32, FP64):
-        assert choose(Look("cpu", 4096, 64, 64, dtype, triton=True))[0] == "blockwise"
+        assert choose(Look("cpu", 4096, 64, 64, dtype, triton=True, native=None))[0] == "native"
+        name, why = choose(Look("cpu", 4096, 64, 64, dtype, triton=True, native="needs a C++ compiler"))
+        assert name == "blockwise" and "needs a C++ compiler" in why
 
 
 def test_auto_gives_what_the_chosen_one_gives():
@@ -67,7 +70,7 @@ def test_a_backend_of_ones_own():
 
 
 def test_every_backend_takes_an_empty_call():
-    for name in BACKENDS.keys() - {"triton"}:  # needs a GPU
+    for name in BACKENDS.keys() - {"triton", *(["native"] if native.refusal("cpu") else [])}:  # one needs a GPU
         assert call(attention_case(T=0), backend=name)[0].shape == (2, 2, 0, 3)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import attention_case, call, naive, run
+from attention_cases import NATIVE, attention_case, call, naive, run
 from helpers import assert_same
 
 from transformer_vq.ops.attention import blocks
@@ -35,7 +35,7 @@ def test_definition_equals_loops(shape, grad_through_cache):
     assert_same(got, naive(case), rtol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "recurrent", "wide"])
+@pytest.mark.parametrize("backend", ["blockwise", NATIVE, "recurrent", "wide"])
 @pytest.mark.parametrize("block_len", [1, 5, 16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backends_equal_the_definition_whatever_the_block(backend, block_len, shape, monkeypatch):
@@ -45,7 +45,7 @@ def test_backends_equal_the_definition_whatever_the_block(backend, block_len, sh
 
 
 @pytest.mark.parametrize("shape", [{"rotary": True}, {"bias": (1, 23)}], ids=str)
-@pytest.mark.parametrize("backend", ["quadratic", "blockwise", "recurrent"])
+@pytest.mark.parametrize("backend", ["quadratic", "blockwise", NATIVE, "recurrent"])
 def test_pieces_equal_the_whole(shape, backend):
     case, state, outputs, first = exact_case(**shape), None, [], 0
     for n in (9, 1, 2, 11):

@@ -8,7 +8,7 @@ from attention_cases import LEARN, attention_case, call, run
 from helpers import assert_same
 from torch import Tensor
 
-from transformer_vq.ops.attention import BACKENDS, op
+from transformer_vq.ops.attention import BACKENDS, native, op
 from transformer_vq.ops.attention.arguments import Arguments
 from transformer_vq.ops.attention.call import Call, prepare
 
@@ -23,8 +23,10 @@ def ready(backend: str, **shape) -> Call:
 
 NARROW = {"cache": False, "dtype": torch.bfloat16}
 PLAIN = {"rotary": True, "scale": 0.3, "H": 4, "mask": "random", "T": 20}
-IN_THE_SUITE = [("blockwise", EVERYTHING), (OWN, NARROW), ("flash", PLAIN)]
-HERE = [name for name in BACKENDS if name not in ("triton", "flash")]  # one needs a GPU, one takes no bias
+ABSENT = ["native"] if native.refusal("cpu") else []
+IN_THE_SUITE = [("blockwise", EVERYTHING), (OWN, NARROW), ("flash", PLAIN), ("native", EVERYTHING)]
+IN_THE_SUITE = [case for case in IN_THE_SUITE if case[0] not in ABSENT]
+HERE = [name for name in BACKENDS if name not in ("triton", "flash", *ABSENT)]  # one needs a GPU, one takes no bias
 REST = [(name, shape) for name in (*HERE, OWN) for shape in ({}, EVERYTHING, NARROW)]
 CASES = [*IN_THE_SUITE, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST if case not in IN_THE_SUITE)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import LEARN, Case, attention_case, call, naive, run
+from attention_cases import LEARN, NATIVE, Case, attention_case, call, naive, run
 from torch import Tensor
 
 from transformer_vq.ops.attention import AttentionState, initial_state
@@ -73,9 +73,10 @@ def check(name: str, backend: str) -> None:
     assert_equal(in_pieces(case, [8, 8, 8], backend), run(case, "quadratic"))
 
 
+@pytest.mark.parametrize("backend", ["blockwise", NATIVE])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_pieces_are_the_uncut_call(name: str) -> None:
-    check(name, "blockwise")
+def test_pieces_are_the_uncut_call(name: str, backend: str) -> None:
+    check(name, backend)
 
 
 @pytest.mark.parametrize("backend", ["quadratic", "recurrent", "wide"])
@@ -101,15 +102,16 @@ def test_pieces_may_be_shorter_than_the_window(lengths: list[int], segments: boo
     assert_equal(in_pieces(case, lengths, "blockwise"), run(case, "quadratic"))
 
 
+@pytest.mark.parametrize("backend", ["blockwise", NATIVE])
 @pytest.mark.parametrize("extra", [{}, {"segments": True}, {"rotary": True, "gradients": "block"}])
-def test_the_first_piece_goes_on_from_an_older_codebook(extra: dict[str, Any]) -> None:
+def test_the_first_piece_goes_on_from_an_older_codebook(extra: dict[str, Any], backend: str) -> None:
     case = attention_case(T=28, window=5, **extra)
     _, state = call(case.tokens(0, 12))
     now = case.tokens(12, 28)
     now = replace(now, tensors={**now.tensors, "codebook": now.tensors["codebook"] + 0.1})
     k_hat = torch.take_along_dim(now.tensors["codebook"][None], now.tensors["codes"][..., None], dim=2)
     now = replace(now, tensors={**now.tensors, "k_hat": k_hat})
-    assert_equal(in_pieces(now, [8, 8], "blockwise", state), run(now, "quadratic", state))
+    assert_equal(in_pieces(now, [8, 8], backend, state), run(now, "quadratic", state))
 
 
 def test_many_chunks_and_threads_share_the_gradient_of_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:

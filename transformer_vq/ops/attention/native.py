@@ -1,4 +1,4 @@
-"""VQ attention for processors in C++ (native.cpp), compiled on its first use: linear time and memory.
+"""VQ attention for processors in C++ (the folder cpp), compiled on its first use: linear time and memory.
 
 Blockwise's mathematics and its division of work among threads; but a tile of 32 queries goes through logits, softmax
 and products while its numbers are in the core's own cache, where blockwise writes them to memory between operations,
@@ -29,7 +29,7 @@ from transformer_vq.ops.kernels.compiler import NotCompiled, library
 from transformer_vq.ops.threads import share
 
 Tensors = dict[str, Tensor | None]
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).with_name("cpp") / "attention.cpp"
 ROWS = 4096
 """Queries that a thread takes at a time, at least, where rows are short."""
 
@@ -157,13 +157,13 @@ def table(call: Call) -> Tensors:
 
 
 class View(ctypes.Structure):
-    """As in native.cpp."""
+    """As in work.h."""
 
     _fields_ = [("at", ctypes.c_void_p), *((axis, ctypes.c_int64) for axis in "bhgt")]
 
 
 class Work(ctypes.Structure):
-    """As in native.cpp, in its order."""
+    """As in work.h, in its order."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("b0", "b1", "h0", "h1", "g0", "g1")),

@@ -22,14 +22,15 @@ class NotCompiled(RuntimeError):
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
-    """What `source` compiles to.  Raises NotCompiled without a compiler, or where it fails.
+    """What `source` and the headers beside it compile to.  Raises NotCompiled without a compiler, or where it fails.
 
     Kept under `$XDG_CACHE_HOME/transformer_vq`, by a name that changes with source, compiler and processor.
     """
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NotCompiled(f"needs a C++ compiler ({', '.join(COMPILERS)}, or what CXX names)")
-    made_of = "\n".join([source.read_text("utf-8"), compiler, *FLAGS, _processor()])
+    texts = [path.read_text("utf-8") for path in sorted(source.parent.iterdir()) if path.suffix in (".h", ".cpp")]
+    made_of = "\n".join([*texts, compiler, *FLAGS, _processor()])
     name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     for folder in (_kept(), Path(tempfile.gettempdir()) / f"transformer_vq-{os.getuid()}"):
         try:

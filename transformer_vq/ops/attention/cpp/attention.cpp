@@ -4,353 +4,20 @@
 // queries of one head, its logits over [cache ; far ; near], softmax and gradients stay in the core's own cache, and
 // counts and means are kept up key by key instead of being made anew for every block.
 //
-//     near   keys from the tile's first query on, back in the strip: the window, and the future, which is hidden
-//     far    keys of the block's strip in front of them, beyond the window of some or all of the tile's queries
+//     near   keys that are in the window of some query of the tile
+//     far    keys of the block's strip that are beyond the window of some or all of them
 //
-// Where keys beyond the window are seen as those inside ("one-sided"), near begins with them too. Products go through
-// one micro kernel; what it reads in columns is laid out in panels of NR columns first.
+// Where keys are seen alike inside and beyond the window, those that are both are near, and seen once ("one-sided").
+// Where they are not ("two-sided"), they are both near and far, and each query sees them on one side.
 //
 // Axes:  b, h rows, key heads  g queries of a key head  T length  K, V widths (multiples of NR)  S codes  M window
 //        L block  N blocks; keys count from the first carried one: key j stands at position j−M, query t at key t+M
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
+#include "cache.h"
 
 namespace {
 
-using std::int64_t;
-
-#if defined(__AVX512F__)
-constexpr int BYTES = 64;
-#else
-constexpr int BYTES = 32;
-#endif
-constexpr int MR = 6;     // rows of the micro kernel's tile: 2·MR sums and two loads fill 16 registers
 constexpr int ROWS = 32;  // queries of a tile
-
-template <class R>
-struct Of {
-    static constexpr int VL = BYTES / sizeof(R);
-    static constexpr int NR = 2 * VL;
-    typedef R vec __attribute__((vector_size(BYTES)));
-    typedef R loose __attribute__((vector_size(BYTES), aligned(sizeof(R)), may_alias));
-};
-
-template <class R>
-inline typename Of<R>::vec load(const R* x) { return *reinterpret_cast<const typename Of<R>::loose*>(x); }
-
-template <class R>
-inline void store(R* x, typename Of<R>::vec y) { *reinterpret_cast<typename Of<R>::loose*>(x) = y; }
-
-// C (rows x NR) = or += A B: A's element (i, k) at A[i·ai + k·ak], B's row k at B + k·bk.
-template <class R, int rows>
-inline void micro(int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci, bool add) {
-    using F = Of<R>;
-    typename F::vec left[rows], right[rows];
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) {
-        left[i] = add ? load(C + i * ci) : typename F::vec{};
-        right[i] = add ? load(C + i * ci + F::VL) : typename F::vec{};
-    }
-    for (int64_t k = 0; k < depth; k++, A += ak, B += bk) {
-        const auto b0 = load(B), b1 = load(B + F::VL);
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
-            const R a = A[i * ai];
-            left[i] += a * b0;
-            right[i] += a * b1;
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) store(C + i * ci, left[i]), store(C + i * ci + F::VL, right[i]);
-}
-
-// The same for 1 … MR rows.
-template <class R>
-inline void micro(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci, bool add) {
-    switch (rows) {
-        case 1: return micro<R, 1>(depth, A, ai, ak, B, bk, C, ci, add);
-        case 2: return micro<R, 2>(depth, A, ai, ak, B, bk, C, ci, add);
-        case 3: return micro<R, 3>(depth, A, ai, ak, B, bk, C, ci, add);
-        case 4: return micro<R, 4>(depth, A, ai, ak, B, bk, C, ci, add);
-        case 5: return micro<R, 5>(depth, A, ai, ak, B, bk, C, ci, add);
-        case 6: return micro<R, 6>(depth, A, ai, ak, B, bk, C, ci, add);
-    }
-}
-
-// Call work(first, n) on rows [from, to) in groups of at most MR, of sizes as equal as can be: small ones are slow.
-template <class Work>
-inline void in_groups(int64_t from, int64_t to, const Work& work) {
-    int64_t groups = (to - from + MR - 1) / MR;
-    for (; groups > 0; groups--) {
-        const int64_t n = (to - from + groups - 1) / groups;
-        work(from, n);
-        from += n;
-    }
-}
-
-// Of a tile's logits over `width` keys, what is seen at all: row r sees columns [from + r·moves, to + r·goes).
-struct Band {
-    int64_t width, from, moves, to, goes;
-    int64_t first(int64_t row) const { return std::max<int64_t>(0, from + row * moves); }
-    int64_t last(int64_t row) const { return std::min(width, to + row * goes); }
-    // Rows [top, bottom) of `rows` that see something of columns [a, e).
-    int64_t top(int64_t a, int64_t rows) const { return goes ? std::clamp<int64_t>(a - to + 1, 0, rows) : to > a ? 0 : rows; }
-    int64_t bottom(int64_t e, int64_t rows) const { return moves ? std::clamp<int64_t>(e - from, 0, rows) : from < e ? rows : 0; }
-};
-
-// C (rows x band) = A (rows x depth) times panels, each (depth x NR). What is not seen is left as it is.
-template <class R>
-void by_panels(int64_t rows, const Band& band, int64_t depth, const R* A, int64_t lda, const R* panels, R* C, int64_t ldc) {
-    constexpr int NR = Of<R>::NR;
-    for (int64_t c = 0; c < band.width; c += NR)
-        in_groups(band.top(c, rows), band.bottom(c + NR, rows), [&](int64_t r, int64_t n) {
-            micro(n, depth, A + r * lda, lda, 1, panels + c * depth, NR, C + r * ldc + c, ldc, false);
-        });
-}
-
-// C (rows x width) = or += A (rows x band) B (band x width); A is 0 where it is not seen.
-template <class R>
-void by_rows(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc, bool add) {
-    for (int64_t c = 0; c < width; c += Of<R>::NR)
-        in_groups(0, rows, [&](int64_t r, int64_t n) {
-            const int64_t k = band.first(r), depth = std::max<int64_t>(0, band.last(r + n - 1) - k);
-            micro(n, depth, A + r * lda + k, lda, 1, B + k * ldb + c, ldb, C + r * ldc + c, ldc, add);
-        });
-}
-
-// C (band from column a on x width) += Aᵀ B, for A (rows x band), B (rows x width); A is 0 where it is not seen.
-template <class R>
-void add_transposed(int64_t a, int64_t width, const Band& band, int64_t rows, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc) {
-    for (int64_t c = 0; c < width; c += Of<R>::NR)
-        in_groups(a, band.width, [&](int64_t k, int64_t n) {
-            const int64_t r = band.top(k, rows), depth = band.bottom(k + n, rows) - r;
-            if (depth > 0) micro(n, depth, A + r * lda + k, 1, lda, B + r * ldb + c, ldb, C + (k - a) * ldc + c, ldc, true);
-        });
-}
-
-// Rows of x (count x depth) -> panels, columns of which they are; zeros up to a whole panel.
-template <class R>
-void to_panels(int64_t count, int64_t depth, const R* x, int64_t ld, R* panels) {
-    constexpr int NR = Of<R>::NR;
-    for (int64_t first = 0; first < count; first += NR, panels += depth * NR) {
-        const int64_t n = std::min<int64_t>(NR, count - first);
-        if (n < NR) std::fill(panels, panels + depth * NR, R(0));
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t d = 0; d < depth; d++) panels[d * NR + i] = x[(first + i) * ld + d];
-    }
-}
-
-template <class R>
-void set_column(int64_t at, int64_t depth, const R* x, R* panels) {
-    constexpr int NR = Of<R>::NR;
-    R* panel = panels + at / NR * NR * depth + at % NR;
-    for (int64_t d = 0; d < depth; d++) panel[d * NR] = x[d];
-}
-
-inline int64_t down(int64_t x, int64_t unit) { return x / unit * unit; }
-inline int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-
-// exp(x) for x ≤ 0, −inf too: 2^n times a polynomial in the rest, within 2 units in the last place; 0 below 2^−126.
-inline typename Of<float>::vec exp_of(typename Of<float>::vec x) {
-    using vec = Of<float>::vec;
-    typedef std::int32_t ints __attribute__((vector_size(BYTES)));
-    const ints kept = x > -87.0f;
-    x = kept ? x : vec{} - 87.0f;
-    const vec magic = vec{} + 12582912.0f;  // 1.5·2^23: adding it rounds to a whole number
-    const vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
-    const vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    vec p = vec{} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const ints exponent = (__builtin_convertvector(n, ints) + 127) << 23;
-    vec power;
-    std::memcpy(&power, &exponent, sizeof power);
-    return kept ? p * power : vec{};
-}
-
-inline typename Of<double>::vec exp_of(typename Of<double>::vec x) {
-    for (int i = 0; i < Of<double>::VL; i++) x[i] = std::exp(x[i]);
-    return x;
-}
-
-// y = x with pairs (c, c + half) turned by an angle, or back (sign −1); the rest as it is. x may be y.
-template <class R>
-inline void turn(const R* x, const R* cos, const R* sin, int64_t half, int64_t width, R sign, R* y) {
-    for (int64_t c = 0; c < half; c++) {
-        const R left = x[c], right = x[c + half], up = sign * sin[c];
-        y[c] = left * cos[c] - right * up;
-        y[c + half] = right * cos[c] + left * up;
-    }
-    for (int64_t c = 2 * half; c < width; c++) y[c] = x[c];
-}
-
-template <class R>
-inline R sum_of(typename Of<R>::vec x) {
-    R sum = 0;
-    for (int i = 0; i < Of<R>::VL; i++) sum += x[i];
-    return sum;
-}
-
-}  // namespace
-
-extern "C" {
-
-// A tensor: strides in elements, 0 along what it lacks; `at` is null where there is no such tensor.
-struct View {
-    void* at;
-    int64_t b, h, g, t;
-};
-
-// Must agree with native.py.
-struct Work {
-    int64_t b0, b1, h0, h1, g0, g1;  // what to work on
-    int64_t T, K, V, S, M, L, N;
-    int64_t beyond, windowed, through;  // booleans: Plan.beyond, gradients == "window", Plan.through
-    int64_t two_sided, half;            // are keys beyond the window always seen otherwise? half the width that turns
-    double scale;                       // of content logits
-    View q, k, k_far, v, bias, codebook, count, total, codes, query_run, key_run;
-    View cos, sin;  // of rotary positions −M … T−1, as keys are numbered, and in one more row of M
-    View o, lse;
-    View d_o, d_q, d_k, d_k_far, d_v, d_bias, d_total;
-    void* workspace;
-};
-}
-
-namespace {
-
-// Hands out the workspace; with none it only counts.
-struct Arena {
-    char* base;
-    int64_t used = 0;
-    template <class X>
-    X* take(int64_t count) {
-        X* found = base ? reinterpret_cast<X*>(base + used) : nullptr;
-        used += up(count * int64_t(sizeof(X)), 64);
-        return found;
-    }
-};
-
-template <class X>
-X* at(const View& x, int64_t b, int64_t h, int64_t g = 0, int64_t t = 0) {
-    return x.at ? static_cast<X*>(x.at) + b * x.b + h * x.h + g * x.g + t * x.t : nullptr;
-}
-
-// Counts, sums and means of the keys left of a block's strip, kept up key by key, with a log to go back exactly.
-//
-// Codes get a slot as they first come in, so that products go over codes that have been met, not over all of them.
-template <class R>
-struct Cache {
-    const int64_t S, Sp, K, V;
-    const bool logs;
-    int64_t used = 0, assigned = 0, logged = 0;       // slots met by the block at hand, and by any; entries of the log
-    int64_t *slot_of, *code_in, *logged_slot;         // by code; by slot; by entry
-    R *count, *log_count, *inverse, *sum, *mean;      // by slot
-    R *rows, *row_panels, *mean_panels;               // of the codebook, and of means (for the backward pass alone)
-    R *logged_count, *logged_sum;
-    const R* codebook = nullptr;
-    int64_t codebook_row = 0;
-    const R *cos, *sin;  // of the distance at which codes are seen, if positions are rotary
-    const int64_t half;
-
-    Cache(Arena& arena, const Work& w, bool backward)
-        : S(w.S), Sp(up(w.S, Of<R>::NR)), K(w.K), V(w.V), logs(backward), cos(at<R>(w.cos, 0, 0, 0, w.M + w.T)),
-          sin(at<R>(w.sin, 0, 0, 0, w.M + w.T)), half(w.half) {
-        slot_of = arena.take<int64_t>(S), code_in = arena.take<int64_t>(S);
-        count = arena.take<R>(Sp), log_count = arena.take<R>(Sp), inverse = arena.take<R>(Sp);
-        sum = arena.take<R>(S * V), mean = arena.take<R>(S * V);
-        rows = arena.take<R>(S * K), row_panels = arena.take<R>(Sp * K);
-        mean_panels = logs ? arena.take<R>(Sp * V) : nullptr;
-        const bool cleared = w.query_run.at;
-        const int64_t most = logs && S ? w.N * w.L * (cleared ? 2 : 1) + (cleared ? S : 0) : 0;
-        logged_slot = arena.take<int64_t>(most), logged_count = arena.take<R>(most), logged_sum = arena.take<R>(most * V);
-    }
-
-    void begin(const R* book, int64_t book_row, const R* counts, const R* sums, int64_t sums_row) {
-        codebook = book, codebook_row = book_row, used = assigned = logged = 0;
-        std::fill(slot_of, slot_of + S, int64_t(-1));
-        std::fill(log_count, log_count + Sp, -std::numeric_limits<R>::infinity());
-        std::fill(inverse, inverse + Sp, R(0));
-        std::fill(row_panels, row_panels + Sp * K, R(0));
-        if (mean_panels) std::fill(mean_panels, mean_panels + Sp * V, R(0));
-        for (int64_t s = 0; s < S; s++)
-            if (counts[s] > 0) {
-                const int64_t i = slot(s);
-                count[i] = counts[s];
-                std::copy(sums + s * sums_row, sums + s * sums_row + V, sum + i * V);
-                renew(i);
-            }
-    }
-
-    // Columns of logits that belong to codes.
-    int64_t width() const { return up(used, Of<R>::NR); }
-
-    int64_t slot(int64_t code) {
-        int64_t i = slot_of[code];
-        if (i < 0) {
-            i = slot_of[code] = assigned++;
-            code_in[i] = code, count[i] = 0;
-            const R* row = codebook + code * codebook_row;
-            if (cos) turn(row, cos, sin, half, K, R(-1), rows + i * K);
-            else std::copy(row, row + K, rows + i * K);
-            set_column(i, K, rows + i * K, row_panels);
-            std::fill(sum + i * V, sum + (i + 1) * V, R(0));
-        }
-        used = std::max(used, i + 1);
-        return i;
-    }
-
-    // After a slot's count and sum have changed.
-    void renew(int64_t i) {
-        const R n = std::max(count[i], R(1));
-        for (int64_t d = 0; d < V; d++) mean[i * V + d] = sum[i * V + d] / n;
-        log_count[i] = count[i] > 0 ? std::log(count[i]) : -std::numeric_limits<R>::infinity();
-        inverse[i] = 1 / n;
-        if (mean_panels) set_column(i, V, mean + i * V, mean_panels);
-    }
-
-    void note(int64_t i) {
-        if (!logs) return;
-        logged_slot[logged] = i, logged_count[logged] = count[i];
-        std::copy(sum + i * V, sum + (i + 1) * V, logged_sum + logged++ * V);
-    }
-
-    void add(int64_t code, const R* value) {
-        const int64_t i = slot(code);
-        note(i);
-        count[i] += 1;
-        for (int64_t d = 0; d < V; d++) sum[i * V + d] += value[d];
-    }
-
-    void clear() {
-        for (int64_t i = 0; i < used; i++)
-            if (count[i] > 0) {
-                note(i);
-                count[i] = 0;
-                std::fill(sum + i * V, sum + (i + 1) * V, R(0));
-                renew(i);
-            }
-    }
-
-    // To what it was when the log had so many entries, and so many slots had been met.
-    void back_to(int64_t entries, int64_t slots) {
-        const int64_t last = logged;
-        while (logged > entries) {
-            const int64_t i = logged_slot[--logged];
-            count[i] = logged_count[logged];
-            std::copy(logged_sum + logged * V, logged_sum + (logged + 1) * V, sum + i * V);
-        }
-        for (int64_t e = entries; e < last; e++) renew(logged_slot[e]);
-        used = slots;
-    }
-};
 
 // Keys as queries meet them: as they are, or turned. `rows` and `grads` are the caller's, or ours where keys are turned.
 template <class R>
@@ -370,9 +37,9 @@ struct List {
     const int64_t K, V, S, M, L, T, keys;
     int64_t b = 0, h = 0, first_key = 0;  // no key before that one, a multiple of NR
     Cache<R> cache;
-    int64_t *begun, *met;  // by block: entries of the cache's log, and slots
+    int64_t *begun, *met;        // by block: entries of the cache's log, and slots
     Keys<R> inside{}, beyond{};  // the window
-    R *values;                   // panels
+    R* values;                   // panels
     R *q, *q_turned, *d_turned;  // of a tile: queries times scale, the same turned, and the gradient of those
     R *p, *d_p, *running;        // running, by slot: R of R_n = dm_n/n_n + R_{n+1}, see blockwise.py
     R *own_inside = nullptr, *own_beyond = nullptr, *own_d_inside = nullptr, *own_d_beyond = nullptr;
@@ -380,7 +47,16 @@ struct List {
     const int64_t *query_run, *key_run, *code_of;
 
     List(Arena& arena, const Work& w, bool backward)
-        : w(w), backward(backward), turns(w.cos.at), K(w.K), V(w.V), S(w.S), M(w.M), L(w.L), T(w.T), keys(M + T),
+        : w(w),
+          backward(backward),
+          turns(w.cos.at),
+          K(w.K),
+          V(w.V),
+          S(w.S),
+          M(w.M),
+          L(w.L),
+          T(w.T),
+          keys(M + T),
           cache(arena, w, backward) {
         const int64_t most = up(keys, NR);
         const bool two = w.beyond && (w.k_far.at || turns);
@@ -398,7 +74,6 @@ struct List {
         const int64_t widest = cache.Sp + (w.beyond ? L + 2 * NR : 0) + M + ROWS + 2 * NR;
         p = arena.take<R>(ROWS * widest);
         d_p = backward ? arena.take<R>(ROWS * widest) : nullptr;
-        if (d_p && arena.base) std::fill(d_p, d_p + ROWS * widest, R(0));  // what is not seen must be finite
         running = backward && w.through ? arena.take<R>(S * V) : nullptr;
     }
 
@@ -416,7 +91,8 @@ struct List {
         if (turns) {
             for (int64_t j = first_key; j < keys; j++) {
                 turn(inside.rows + j * inside.row, cos(j), sin(j), w.half, K, R(1), own_inside + j * K);
-                if (w.beyond) turn(beyond.rows + j * beyond.row, cos(keys), sin(keys), w.half, K, R(-1), own_beyond + j * K);
+                if (w.beyond)
+                    turn(beyond.rows + j * beyond.row, cos(keys), sin(keys), w.half, K, R(-1), own_beyond + j * K);
             }
             inside.rows = own_inside, inside.row = K;
             beyond.rows = own_beyond, beyond.row = K;
@@ -432,7 +108,8 @@ struct List {
         if (beyond.panels != inside.panels)
             to_panels(keys - first_key, K, beyond.rows + first_key * beyond.row, beyond.row, beyond.panels + skipped);
         if (backward) to_panels(keys - first_key, V, v + first_key * w.v.t, w.v.t, values + first_key * V);
-        if (S) cache.begin(at<R>(w.codebook, 0, h), w.codebook.t, at<R>(w.count, b, h), at<R>(w.total, b, h), w.total.t);
+        if (S)
+            cache.begin(at<R>(w.codebook, 0, h), w.codebook.t, at<R>(w.count, b, h), at<R>(w.total, b, h), w.total.t);
     }
 
     // Hand gradients of turned keys to the keys.
@@ -504,7 +181,8 @@ struct List {
         x.cached = cache.width(), x.near_at = x.cached + x.far_end - x.far, x.width = x.near_at + x.near_end - x.near;
         const bool apart = x.two_sided || !w.beyond;
         x.codes_band = {cache.used, 0, 0, cache.used, 0};
-        x.far_band = {std::min(x.far_end, keys) - x.far, 0, 0, x.two_sided ? t0 - x.far : x.far_end - x.far, x.two_sided};
+        x.far_band = {std::min(x.far_end, keys) - x.far, 0, 0, x.two_sided ? t0 - x.far : x.far_end - x.far,
+                      x.two_sided};
         x.near_band = {std::min(x.near_end, keys) - x.near, (apart ? t0 : s) - x.near, apart, t0 + M + 1 - x.near, 1};
         for (int64_t r = 0; r < x.rows; r++) {
             const R* from = at<R>(w.q, b, h, g, t0 + r);
@@ -527,7 +205,8 @@ struct List {
         by_panels(x.rows, x.near_band, K, q_turned, K, inside.panels + x.near * K, p + x.near_at, x.width);
         for (int64_t r = 0; r < x.rows; r++) {
             const int64_t t = x.t0 + r;
-            R *cached = p + r * x.width, *far = cached + x.cached - x.far, *near = cached + x.near_at - x.near;  // by key
+            R* cached = p + r * x.width;
+            R *far = cached + x.cached - x.far, *near = cached + x.near_at - x.near;  // by key
             for (int64_t c = 0; c < x.cached; c++) cached[c] += cache.log_count[c];
             const int64_t first = w.beyond && !x.two_sided ? x.s : t;
             for (int64_t j = x.near; j < first; j++) near[j] = never;
@@ -540,11 +219,15 @@ struct List {
             if (query_run) {
                 const int64_t run = query_run[t];
                 if (run != query_run[x.s]) std::fill(cached, cached + x.cached, never);
-                for (int64_t j = x.far; j < std::min(x.far_end, keys); j++) if (key_run[j] != run) far[j] = never;
-                for (int64_t j = x.near; j <= t + M; j++) if (key_run[j] != run) near[j] = never;
+                for (int64_t j = x.far; j < std::min(x.far_end, keys); j++)
+                    if (key_run[j] != run) far[j] = never;
+                for (int64_t j = x.near; j <= t + M; j++)
+                    if (key_run[j] != run) near[j] = never;
             } else if (x.s < M) {
-                for (int64_t j = x.far; j < std::min(x.far_end, M); j++) if (key_run[j] < 0) far[j] = never;
-                for (int64_t j = x.near; j < std::min(x.near_end, M); j++) if (key_run[j] < 0) near[j] = never;
+                for (int64_t j = x.far; j < std::min(x.far_end, M); j++)
+                    if (key_run[j] < 0) far[j] = never;
+                for (int64_t j = x.near; j < std::min(x.near_end, M); j++)
+                    if (key_run[j] < 0) near[j] = never;
             }
         }
     }
@@ -588,14 +271,15 @@ struct List {
     }
 
     // target, by key, += yᵀ z for the keys of a band that are `from` or later; y begins with key `first`.
-    void add_keys(const Tile& x, R* target, int64_t target_row, const R* y, const Band& band, int64_t first, int64_t from, const R* z, int64_t row, int64_t width) {
+    void add_keys(const Tile& x, R* target, int64_t target_row, const R* y, const Band& band, int64_t first,
+                  int64_t from, const R* z, int64_t row, int64_t width) {
         const int64_t a = std::max<int64_t>(0, from - first);
         add_transposed(a, width, band, x.rows, y, x.width, z, row, target + (first + a) * target_row, target_row);
     }
 
     void backward_tile(const Tile& x) {
         using F = Of<R>;
-        const R *d_o = at<R>(w.d_o, b, h, x.g, x.t0);
+        const R* d_o = at<R>(w.d_o, b, h, x.g, x.t0);
         const int64_t slope = w.d_o.t;
         logits(x);
         by_panels(x.rows, x.codes_band, V, d_o, slope, cache.mean_panels, d_p, x.width);
@@ -608,10 +292,14 @@ struct List {
             for (int64_t c = 0; c < x.width; c += F::VL) {
                 const auto y = exp_of(load(row + c) - lse);
                 store(row + c, y);
-                sums += y * load(d_row + c);
+                const auto d = load(d_row + c);
+                sums += y != 0 ? y * d : y;  // where nothing is seen, d_p holds what was there before
             }
             const R all = sum_of<R>(sums);  // Σ P∘dP
-            for (int64_t c = 0; c < x.width; c += F::VL) store(d_row + c, load(row + c) * (load(d_row + c) - all));
+            for (int64_t c = 0; c < x.width; c += F::VL) {
+                const auto y = load(row + c);
+                store(d_row + c, y != 0 ? y * (load(d_row + c) - all) : y);
+            }
             if (R* d_bias = at<R>(w.d_bias, b, h, x.g, x.t0 + r)) {
                 const R* near = d_row + x.near_at - x.near + x.t0 + r + M;
                 for (int64_t m = 0; m <= farthest(x, x.t0 + r); m++) d_bias[m] += near[-m];
@@ -621,7 +309,8 @@ struct List {
         R *d_q = at<R>(w.d_q, b, h, x.g, x.t0), *d_q_inside = turns ? d_turned : d_q;
         const int64_t row = w.d_q.t, row_inside = turns ? K : row;
         const Keys<R>& seen = x.two_sided ? beyond : inside;
-        by_rows(x.rows, K, x.near_band, d_near, x.width, inside.rows + x.near * inside.row, inside.row, d_q_inside, row_inside, false);
+        by_rows(x.rows, K, x.near_band, d_near, x.width, inside.rows + x.near * inside.row, inside.row, d_q_inside,
+                row_inside, false);
         by_rows(x.rows, K, x.codes_band, d_p, x.width, cache.rows, K, d_q, row, !turns);
         by_rows(x.rows, K, x.far_band, d_far, x.width, seen.rows + x.far * seen.row, seen.row, d_q, row, true);
         for (int64_t r = 0; r < x.rows; r++) {
@@ -641,8 +330,10 @@ struct List {
                 for (int64_t c = 0; c < cache.used; c++) p[r * x.width + c] *= cache.inverse[c];
             add_transposed(0, V, x.codes_band, x.rows, p, x.width, d_o, slope, running, V);
         }
-        if (w.windowed) clear_bubble(x, d_p);
-        else add_keys(x, seen.grads, seen.grads_row, d_far, x.far_band, x.far, from, q, K, K);
+        if (w.windowed)
+            clear_bubble(x, d_p);
+        else
+            add_keys(x, seen.grads, seen.grads_row, d_far, x.far_band, x.far, from, q, K, K);
         add_keys(x, inside.grads, inside.grads_row, d_near, x.near_band, x.near, from, q_turned, K, K);
     }
 
@@ -689,5 +380,6 @@ extern "C" int64_t attend_float32(const Work* w) { return run<float>(*w, false);
 extern "C" int64_t attend_float64(const Work* w) { return run<double>(*w, false); }
 extern "C" int64_t gradients_float32(const Work* w) { return run<float>(*w, true); }
 extern "C" int64_t gradients_float64(const Work* w) { return run<double>(*w, true); }
+extern "C" int64_t size_of_work() { return sizeof(Work); }
 extern "C" int64_t panel_float32() { return Of<float>::NR; }
 extern "C" int64_t panel_float64() { return Of<double>::NR; }

@@ -1,0 +1,144 @@
+"""What the compiled backend has of its own: the library, panels, tiles, slots of codes, and a log to go back by.
+
+That it equals the definition on every kind of call is in test_backends.py and its neighbours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_cases import RULES, attention_case, call, run
+from helpers import assert_same
+
+from transformer_vq.ops.attention import dispatch, native
+from transformer_vq.ops.kernels import compiler
+
+pytestmark = pytest.mark.skipif(native.refusal("cpu") is not None, reason="no C++ compiler")
+
+
+def test_both_sides_mean_the_same_work():
+    assert compiler.library(native.SOURCE).size_of_work() == ctypes.sizeof(native.Work)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"window": 70, "S": 100},  # windows longer than a block, more codes than a panel
+        {"window": 5, "rotary": True, "Hkv": 1, "H": 3, "K": 20, "V": 20},
+        {"window": 33, "segments": True, "bias": (1, 1), "S": 40},
+    ],
+    ids=str,
+)
+def test_many_blocks_and_tiles(shape, rule):
+    case = attention_case(T=333, block_len=50, gradients=rule[0], grad_through_cache=rule[1], **shape)
+    assert_same(run(case, "native"), run(case, "blockwise"), rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_state_of_many_codes_of_which_few_are_met(dtype):
+    case = attention_case(T=150, window=8, S=1000, dtype=dtype)
+    _, state = call(case.tokens(0, 70))
+    rest = case.tokens(70, 150)
+    rtol = 1e-10 if dtype == torch.float64 else 1e-5
+    assert_same(run(rest, "native", state), run(rest, "quadratic", state), rtol=rtol)
+
+
+def errors(case, backend):
+    exact = {name: x.double() if x.is_floating_point() else x for name, x in case.tensors.items()}
+    want = run(replace(case, tensors=exact, weights=case.weights.double()), "quadratic")
+    got = run(case, backend)
+    return {n: float((got[n].double() - want[n]).square().mean().sqrt()) for n in ("o", "dq", "dk_hat", "dv")}
+
+
+@pytest.mark.parametrize("shape", [{}, {"rotary": True}], ids=str)
+def test_fp32_is_as_exact_as_batched_products(shape):
+    """Its exponential is a polynomial of its own."""
+    case = attention_case(T=600, window=64, B=1, K=32, V=32, S=48, dtype=torch.float32, scale=0.3, **shape)
+    ours, theirs = errors(case, "native"), errors(case, "blockwise")
+    for name in ours:
+        assert ours[name] <= 1.5 * theirs[name], f"{name}: {ours[name]:.1e}, blockwise {theirs[name]:.1e}"
+
+
+def test_an_exponential_that_underflows_is_zero():
+    case = attention_case(T=100, window=8, dtype=torch.float32, scale=200.0)
+    got, want = run(case, "native"), run(case, "blockwise")
+    assert all(x.isfinite().all() for x in got.values())
+    assert_same({"o": got["o"]}, {"o": want["o"]}, rtol=1e-3)  # logits of 1,000 have 4 digits behind the point
+
+
+def test_what_is_not_a_number_shows():
+    """A loss that is not finite stops a run; a softmax that skips NaN would hide it."""
+    case = attention_case(T=100, window=8, B=2, H=1, Hkv=1, dtype=torch.float32)
+    case.tensors["q"][0, 0, 50, 0] = float("nan")
+    got = run(case, "native")
+    assert got["o"].isnan().any(-1).nonzero().tolist() == [[0, 0, 50]]
+    assert got["dq"][1].isfinite().all() and not got["dq"][0, 0, 50].isfinite().any()
+
+
+def test_nothing_that_memory_held_before_is_seen(monkeypatch):
+    case = attention_case(T=140, window=9, rotary=True, segments=True, mask="random", H=4)
+    want, empty = run(case, "native"), torch.Tensor.new_empty
+
+    def poisoned(self, *args, **options):
+        made = empty(self, *args, **options)
+        return made.fill_(255) if made.dtype == torch.uint8 else made  # NaN, read as floating point
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    assert_same(run(case, "native"), want, rtol=0.0)
+
+
+@pytest.fixture
+def no_library_yet(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    compiler.library.cache_clear()
+    yield tmp_path
+    compiler.library.cache_clear()
+
+
+def test_without_a_compiler_auto_says_why(no_library_yet, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(no_library_yet))
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler .*take blockwise"):
+        call(attention_case(T=40), backend="native")
+    name, why = dispatch.resolve_backend("auto", "cpu", 4096, 64, 64)
+    assert name == "blockwise" and "needs a C++ compiler" in why and "\n" not in why
+
+
+def test_a_compiler_that_fails_is_quoted_in_one_line(no_library_yet, monkeypatch):
+    script = no_library_yet / "cxx"
+    script.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such flag' >&2\nexit 1\n", "utf-8")
+    script.chmod(0o700)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(ValueError, match="cxx fails on attention.cpp: x.cpp:1: error: no such flag; take blockwise") as error:
+        call(attention_case(T=40), backend="native")
+    assert "\n" not in str(error.value)
+    assert not list((no_library_yet / "kept").rglob("*.so"))
+
+
+def test_a_compiler_that_is_not_there_is_named(no_library_yet, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in str(native.refusal("cpu"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_home_that_cannot_be_written_is_done_without(no_library_yet):
+    (no_library_yet / "kept").mkdir(mode=0o500)
+    assert native.refusal("cpu") is None
+
+
+def test_two_processes_compile_at_once(no_library_yet):
+    ask = [sys.executable, "-c", "from transformer_vq.ops.attention import native; print(native.refusal('cpu'))"]
+    started = [subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in started] == ["None", "None"]
+    assert [path.suffix for path in (no_library_yet / "kept" / "transformer_vq").iterdir()] == [".so"]
+
+
+def test_a_gpus_tensors_are_refused():
+    assert "is for processors" in str(native.refusal("cuda"))

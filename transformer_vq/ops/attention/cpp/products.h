@@ -1,0 +1,210 @@
+// Products of small matrices that stay in a core's own cache, exp, and turns by an angle.
+//
+// One micro kernel makes MR x NR numbers at a time. What is read in columns is laid out in panels of NR columns first.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#else
+constexpr int BYTES = 32;
+#endif
+constexpr int MR = 6;  // rows of the micro kernel's tile: 2·MR sums and two loads fill 16 registers
+
+template <class R>
+struct Of {
+    static constexpr int VL = BYTES / sizeof(R);
+    static constexpr int NR = 2 * VL;
+    typedef R vec __attribute__((vector_size(BYTES)));
+    typedef R loose __attribute__((vector_size(BYTES), aligned(sizeof(R)), may_alias));
+};
+
+template <class R>
+inline typename Of<R>::vec load(const R* x) {
+    return *reinterpret_cast<const typename Of<R>::loose*>(x);
+}
+
+template <class R>
+inline void store(R* x, typename Of<R>::vec y) {
+    *reinterpret_cast<typename Of<R>::loose*>(x) = y;
+}
+
+// C (rows x NR) = or += A B: A's element (i, k) at A[i·ai + k·ak], B's row k at B + k·bk.
+template <class R, int rows>
+inline void micro(int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci,
+                  bool add) {
+    using F = Of<R>;
+    typename F::vec left[rows], right[rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        left[i] = add ? load(C + i * ci) : typename F::vec{};
+        right[i] = add ? load(C + i * ci + F::VL) : typename F::vec{};
+    }
+    for (int64_t k = 0; k < depth; k++, A += ak, B += bk) {
+        const auto b0 = load(B), b1 = load(B + F::VL);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            const R a = A[i * ai];
+            left[i] += a * b0;
+            right[i] += a * b1;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) store(C + i * ci, left[i]), store(C + i * ci + F::VL, right[i]);
+}
+
+// The same for 1 … MR rows.
+template <class R>
+inline void micro(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C,
+                  int64_t ci, bool add) {
+    switch (rows) {
+        case 1:
+            return micro<R, 1>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 2:
+            return micro<R, 2>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 3:
+            return micro<R, 3>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 4:
+            return micro<R, 4>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 5:
+            return micro<R, 5>(depth, A, ai, ak, B, bk, C, ci, add);
+        case 6:
+            return micro<R, 6>(depth, A, ai, ak, B, bk, C, ci, add);
+    }
+}
+
+// Call work(first, n) on rows [from, to) in groups of at most MR, of sizes as equal as can be: small ones are slow.
+template <class Work>
+inline void in_groups(int64_t from, int64_t to, const Work& work) {
+    int64_t groups = (to - from + MR - 1) / MR;
+    for (; groups > 0; groups--) {
+        const int64_t n = (to - from + groups - 1) / groups;
+        work(from, n);
+        from += n;
+    }
+}
+
+// Of a tile's logits over `width` keys, what is seen at all: row r sees columns [from + r·moves, to + r·goes).
+struct Band {
+    int64_t width, from, moves, to, goes;
+    int64_t first(int64_t row) const { return std::max<int64_t>(0, from + row * moves); }
+    int64_t last(int64_t row) const { return std::min(width, to + row * goes); }
+    // Rows [top, bottom) of `rows` that see something of columns [a, e).
+    int64_t top(int64_t a, int64_t rows) const {
+        return goes ? std::clamp<int64_t>(a - to + 1, 0, rows) : to > a ? 0 : rows;
+    }
+    int64_t bottom(int64_t e, int64_t rows) const {
+        return moves ? std::clamp<int64_t>(e - from, 0, rows) : from < e ? rows : 0;
+    }
+};
+
+// C (rows x band) = A (rows x depth) times panels, each (depth x NR). What is not seen is left as it is.
+template <class R>
+void by_panels(int64_t rows, const Band& band, int64_t depth, const R* A, int64_t lda, const R* panels, R* C,
+               int64_t ldc) {
+    constexpr int NR = Of<R>::NR;
+    for (int64_t c = 0; c < band.width; c += NR)
+        in_groups(band.top(c, rows), band.bottom(c + NR, rows), [&](int64_t r, int64_t n) {
+            micro(n, depth, A + r * lda, lda, 1, panels + c * depth, NR, C + r * ldc + c, ldc, false);
+        });
+}
+
+// C (rows x width) = or += A (rows x band) B (band x width); A is 0 where it is not seen.
+template <class R>
+void by_rows(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* B, int64_t ldb, R* C,
+             int64_t ldc, bool add) {
+    for (int64_t c = 0; c < width; c += Of<R>::NR)
+        in_groups(0, rows, [&](int64_t r, int64_t n) {
+            const int64_t k = band.first(r), depth = std::max<int64_t>(0, band.last(r + n - 1) - k);
+            micro(n, depth, A + r * lda + k, lda, 1, B + k * ldb + c, ldb, C + r * ldc + c, ldc, add);
+        });
+}
+
+// C (band from column a on x width) += Aᵀ B, for A (rows x band), B (rows x width); A is 0 where it is not seen.
+template <class R>
+void add_transposed(int64_t a, int64_t width, const Band& band, int64_t rows, const R* A, int64_t lda, const R* B,
+                    int64_t ldb, R* C, int64_t ldc) {
+    for (int64_t c = 0; c < width; c += Of<R>::NR)
+        in_groups(a, band.width, [&](int64_t k, int64_t n) {
+            const int64_t r = band.top(k, rows), depth = band.bottom(k + n, rows) - r;
+            if (depth > 0)
+                micro(n, depth, A + r * lda + k, 1, lda, B + r * ldb + c, ldb, C + (k - a) * ldc + c, ldc, true);
+        });
+}
+
+// Rows of x (count x depth) -> panels, columns of which they are; zeros up to a whole panel.
+template <class R>
+void to_panels(int64_t count, int64_t depth, const R* x, int64_t ld, R* panels) {
+    constexpr int NR = Of<R>::NR;
+    for (int64_t first = 0; first < count; first += NR, panels += depth * NR) {
+        const int64_t n = std::min<int64_t>(NR, count - first);
+        if (n < NR) std::fill(panels, panels + depth * NR, R(0));
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t d = 0; d < depth; d++) panels[d * NR + i] = x[(first + i) * ld + d];
+    }
+}
+
+template <class R>
+void set_column(int64_t at, int64_t depth, const R* x, R* panels) {
+    constexpr int NR = Of<R>::NR;
+    R* panel = panels + at / NR * NR * depth + at % NR;
+    for (int64_t d = 0; d < depth; d++) panel[d * NR] = x[d];
+}
+
+inline int64_t down(int64_t x, int64_t unit) { return x / unit * unit; }
+inline int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// exp(x) for x ≤ 0, −inf and NaN: 2^n times a polynomial in the rest, within 2 units in the last place; 0 below e^−87.
+inline typename Of<float>::vec exp_of(typename Of<float>::vec x) {
+    using vec = Of<float>::vec;
+    typedef std::int32_t ints __attribute__((vector_size(BYTES)));
+    const ints kept = ~(x <= -87.0f);  // NaN is kept
+    x = kept ? x : vec{} - 87.0f;
+    const vec magic = vec{} + 12582912.0f;  // 1.5·2^23: adding it rounds to a whole number
+    const vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+    const vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    vec p = vec{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const ints exponent = (__builtin_convertvector(n, ints) + 127) << 23;
+    vec power;
+    std::memcpy(&power, &exponent, sizeof power);
+    return kept ? p * power : vec{};
+}
+
+inline typename Of<double>::vec exp_of(typename Of<double>::vec x) {
+    for (int i = 0; i < Of<double>::VL; i++) x[i] = std::exp(x[i]);
+    return x;
+}
+
+// y = x with pairs (c, c + half) turned by an angle, or back (sign −1); the rest as it is. x may be y.
+template <class R>
+inline void turn(const R* x, const R* cos, const R* sin, int64_t half, int64_t width, R sign, R* y) {
+    for (int64_t c = 0; c < half; c++) {
+        const R left = x[c], right = x[c + half], up = sign * sin[c];
+        y[c] = left * cos[c] - right * up;
+        y[c + half] = right * cos[c] + left * up;
+    }
+    for (int64_t c = 2 * half; c < width; c++) y[c] = x[c];
+}
+
+template <class R>
+inline R sum_of(typename Of<R>::vec x) {
+    R sum = 0;
+    for (int i = 0; i < Of<R>::VL; i++) sum += x[i];
+    return sum;
+}
+
+}  // namespace
