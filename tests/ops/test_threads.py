@@ -40,7 +40,6 @@ def two_threads(monkeypatch):
 @pytest.mark.parametrize("name", SHAPES)
 def test_equal_the_definition_and_themselves(name, gradients, backend, rows, two_threads, monkeypatch):
     monkeypatch.setitem(blocks.ROWS, "cpu", rows)
-    monkeypatch.setattr(native, "ROWS", rows)
     seen = []
     for module in (blockwise, native):
         monkeypatch.setattr(module, "share", lambda items, begin, n: seen.append(len(items)) or share(items, begin, n))

@@ -105,7 +105,7 @@ def no_library_yet(monkeypatch, tmp_path):
 def test_without_a_compiler_auto_says_why(no_library_yet, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(no_library_yet))
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler .*take blockwise"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler .*take blockwise"):
         call(attention_case(T=40), backend="native")
     name, why = dispatch.resolve_backend("auto", "cpu", 4096, 64, 64)
     assert name == "blockwise" and "needs a C++ compiler" in why and "\n" not in why
@@ -116,8 +116,9 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(no_library_yet, monkeypatch
     script.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such flag' >&2\nexit 1\n", "utf-8")
     script.chmod(0o700)
     monkeypatch.setenv("CXX", str(script))
-    with pytest.raises(ValueError, match="cxx fails on attention.cpp: x.cpp:1: error: no such flag; take blockwise") as error:
+    with pytest.raises(ValueError, match="backend native") as error:
         call(attention_case(T=40), backend="native")
+    assert str(error.value).endswith("cxx fails on attention.cpp: x.cpp:1: error: no such flag; take blockwise")
     assert "\n" not in str(error.value)
     assert not list((no_library_yet / "kept").rglob("*.so"))
 

@@ -12,26 +12,29 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_vq.ops.attention import blockwise
 from transformer_vq.ops.attention.block_length import NATIVE
 from transformer_vq.ops.attention.blocks import Plan
-from transformer_vq.ops.attention.blockwise import Manner, Share, layout, learned_gradients, shares
+from transformer_vq.ops.attention.blockwise import Manner, fair, layout, learned_gradients
 from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs
 from transformer_vq.ops.attention.rotary import turns
 from transformer_vq.ops.kernels.compiler import NotCompiled, library
-from transformer_vq.ops.threads import share
+from transformer_vq.ops.threads import outer_threads, share
 
 Tensors = dict[str, Tensor | None]
 SOURCE = Path(__file__).with_name("cpp") / "attention.cpp"
-ROWS = 4096
-"""Queries that a thread takes at a time, at least, where rows are short."""
+PIECES = 4
+"""For each thread, where there are many rows: who is free takes the next."""
 
 
 def refusal(device: torch.device | str) -> str | None:
@@ -72,7 +75,7 @@ def backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> list[Te
 def manner(call: Call) -> Manner:
     """All of it wide; scale and rotary positions are the library's."""
     L = NATIVE if call.gradients == "window" else max(1, min(call.block_len, call.q.shape[3]))
-    return Manner(call.wide_dtype, L, ROWS, raw=True)
+    return Manner(call.wide_dtype, L, rows=1, raw=True)
 
 
 def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
@@ -95,47 +98,91 @@ def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
     return replace(plan, codebook=fit(plan.codebook), total=fit(plan.total)), made
 
 
+class Piece(NamedTuple):
+    """What one thread works on by itself: batch rows, key heads, and query heads a key head."""
+
+    b: slice
+    h: slice
+    g: slice
+
+
+def pieces(plan: Plan, x: Inputs) -> tuple[list[Piece], int]:
+    """The work in pieces that share nothing but what they read, and the threads to share them; see `gradients`.
+
+    One piece where there is little to do, or no even division.
+    """
+    B, Hkv, G, T, _ = x.q.shape
+    whole = Piece(slice(0, B), slice(0, Hkv), slice(0, G))
+    threads = outer_threads(x.q)
+    if threads == 1 or B * Hkv * G * T * (plan.cached + plan.M + plan.L) < blockwise.WORTH_A_THREAD * threads:
+        return [whole], 1
+    if (
+        x.bias is not None and x.bias.shape[0] == 1 < B
+    ):  # rows share its gradient: as few parts as there may be
+        heads = [whole._replace(h=h) for h in cut(Hkv, Hkv)]
+        return heads if fair(Hkv, threads) else [whole._replace(b=b) for b in cut(B, threads)], threads
+    if PIECES * threads <= B:
+        return [whole._replace(b=b) for b in cut(B, PIECES * threads)], threads
+    parts = next((p for p in range(1, G + 1) if G % p == 0 and fair(B * Hkv * p, threads)), None)
+    if parts is None:
+        return [whole], 1
+    return [Piece(b, h, g) for b in cut(B, B) for h in cut(Hkv, Hkv) for g in cut(G, parts)], threads
+
+
+def cut(size: int, parts: int) -> list[slice]:
+    """0 … size in slices as equal as can be, none empty."""
+    ends = [size * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(ends) if a < b]
+
+
 def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
-    """Gradients of the inputs, where they exist; each slice of query heads has keys, values and sums of its own."""
+    """Gradients of the inputs, where they exist.
+
+    Pieces that have keys or a bias in common add to gradients of their own; these are summed in the pieces' order.
+    """
     given, (plan, x) = x, fitted(plan, x)
     d_o = d_o.to(x.q.dtype)
     d_o = F.pad(d_o, (0, x.v.shape[3] - d_o.shape[4])).contiguous()
     grads = Inputs(*(None if t is None else torch.zeros_like(t) for t in x))  # type: ignore[arg-type]
-    of_slice = {0: grads}
+    common = x.bias is not None and x.bias.shape[0] == 1 < x.q.shape[0]
+    of_keys, of_bias = {0: grads}, {0: grads.bias}
 
-    def tensors(first: int) -> Tensors:
-        if first not in of_slice:
-            of_slice[first] = grads.with_own_keys()
-        return {"lse": lse, "d_o": d_o, **{f"d_{name}": t for name, t in of_slice[first]._asdict().items()}}
+    def tensors(piece: Piece) -> Tensors:
+        g, b = piece.g.start, piece.b.start if common else 0
+        if g not in of_keys:
+            of_keys[g] = grads.with_own_keys()
+        if b not in of_bias and grads.bias is not None:
+            of_bias[b] = torch.zeros_like(grads.bias)
+        mine = of_keys[g]._replace(bias=of_bias[b])
+        return {"lse": lse, "d_o": d_o, **{f"d_{name}": t for name, t in mine._asdict().items()}}
 
     run("gradients", call, plan, x, tensors)
-    for first, more in sorted(of_slice.items()):
-        if first:
-            grads.add_keys(more)
-    cut = [None if g is None or t is None else g[..., : t.shape[-1]] for g, t in zip(grads, given, strict=True)]
-    return Inputs(*cut)  # type: ignore[arg-type]
+    for g in sorted(of_keys)[1:]:
+        grads.add_keys(of_keys[g])
+    for b in sorted(of_bias)[1:]:
+        grads.bias.add_(of_bias[b])  # type: ignore[union-attr, arg-type]
+    whole = [None if d is None or t is None else d[..., : t.shape[-1]] for d, t in zip(grads, given, strict=True)]
+    return Inputs(*whole)  # type: ignore[arg-type]
 
 
-def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[int], Tensors]) -> None:
-    """Call an entry of the library on all the work. tensors: what it reads and writes beside, by first query head."""
+def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[Piece], Tensors]) -> None:
+    """Call an entry of the library on all the work. tensors: what a piece reads and writes beside."""
     real = type(x.q) is Tensor  # fake tensors go through for what is allocated
     compiled = getattr(library(SOURCE), f"{entry}_{named(x.q.dtype)}")
     compiled.restype = ctypes.c_int64
-    pieces, threads = shares(plan, x)
+    division, threads = pieces(plan, x)
     turning = table(call)
-    works = [(piece, work_on(call, plan, x, turning | tensors(piece.groups.start))) for piece in pieces]
+    works = [work_on(call, plan, x, turning | tensors(piece), piece) for piece in division]
 
-    def begin() -> Callable[[tuple[Share, Work]], None]:
-        memory = x.q.new_empty(compiled(ctypes.byref(works[0][1])), dtype=torch.uint8)
+    size = compiled(ctypes.byref(works[0]))  # without memory to work in it says how much that is
 
-        def work(item: tuple[Share, Work]) -> None:
-            piece, whole = item
-            for chunks in piece.chunks if real else []:
-                b, h, g = chunks[0].b, chunks[0].h, piece.groups
-                mine = Work.from_buffer_copy(whole)
-                mine.b0, mine.b1, mine.h0, mine.h1, mine.g0, mine.g1 = b.start, b.stop, h.start, h.stop, g.start, g.stop
-                mine.workspace = memory.data_ptr()
-                compiled(ctypes.byref(mine))
+    def begin() -> Callable[[Work], None]:
+        memory = x.q.new_empty(size, dtype=torch.uint8)
+
+        def work(piece: Work) -> None:
+            if real:
+                piece.workspace = memory.data_ptr()
+                compiled(ctypes.byref(piece))
 
         return work
 
@@ -187,12 +234,14 @@ AXES = {
 """Of each tensor, in order; one more, which is dense, may follow. `t` is that of queries, keys or codes."""
 
 
-def work_on(call: Call, plan: Plan, x: Inputs, more: Tensors) -> Work:
-    """All that is the same for every list of one slice of query heads."""
+def work_on(call: Call, plan: Plan, x: Inputs, more: Tensors, piece: Piece) -> Work:
+    """What the library needs to know of a piece."""
     S, K = plan.codebook.shape[1:]
     of_plan = {name: getattr(plan, name) for name in ("codebook", "count", "total", "codes", "query_run", "key_run")}
     found = {**x._asdict(), **of_plan, **more}
+    ends = {f"{axis}{i}": end for axis, at in piece._asdict().items() for i, end in enumerate((at.start, at.stop))}
     return Work(
+        **ends,
         **{"T": x.q.shape[3], "K": K, "V": x.v.shape[3], "S": S, "M": plan.M, "L": plan.L, "N": plan.N},
         beyond=plan.beyond,
         windowed=plan.gradients == "window",

@@ -24,8 +24,9 @@ template <class R>
 struct Keys {
     const R* rows;
     int64_t row;
-    R *grads, *panels;
+    R* grads;
     int64_t grads_row;
+    R *panels, *stripes;
 };
 
 // One row of the batch and one key head of it.
@@ -39,7 +40,7 @@ struct List {
     Cache<R> cache;
     int64_t *begun, *met;        // by block: entries of the cache's log, and slots
     Keys<R> inside{}, beyond{};  // the window
-    R* values;                   // panels
+    R* values;                   // stripes, in the backward pass panels
     R *q, *q_turned, *d_turned;  // of a tile: queries times scale, the same turned, and the gradient of those
     R *p, *d_p, *running;        // running, by slot: R of R_n = dm_n/n_n + R_{n+1}, see blockwise.py
     R *own_inside = nullptr, *own_beyond = nullptr, *own_d_inside = nullptr, *own_d_beyond = nullptr;
@@ -60,14 +61,15 @@ struct List {
           cache(arena, w, backward) {
         const int64_t most = up(keys, NR);
         const bool two = w.beyond && (w.k_far.at || turns);
-        inside.panels = arena.take<R>(most * K);
+        inside.panels = arena.take<R>(most * K), inside.stripes = arena.take<R>(backward ? keys * K : 0);
         beyond.panels = two ? arena.take<R>(most * K) : inside.panels;
+        beyond.stripes = two ? arena.take<R>(backward ? keys * K : 0) : inside.stripes;
         if (turns) {
             own_inside = arena.take<R>(keys * K), own_beyond = arena.take<R>(two ? keys * K : 0);
             own_d_inside = arena.take<R>(backward ? keys * K : 0);
             own_d_beyond = arena.take<R>(backward && two && !w.windowed ? keys * K : 0);
         }
-        values = backward ? arena.take<R>(most * V) : nullptr;
+        values = arena.take<R>(most * V);
         q = arena.take<R>(ROWS * K), q_turned = turns ? arena.take<R>(ROWS * K) : q;
         d_turned = turns ? arena.take<R>(ROWS * K) : nullptr;
         begun = arena.take<int64_t>(backward ? w.N : 0), met = arena.take<int64_t>(backward ? w.N : 0);
@@ -86,8 +88,8 @@ struct List {
         while (first_key < M && key_run[first_key] < 0) first_key++;
         first_key = down(first_key, NR);
         const View &far = w.k_far.at ? w.k_far : w.k, &d_far = w.k_far.at ? w.d_k_far : w.d_k;
-        inside = {at<R>(w.k, b, h), w.k.t, at<R>(w.d_k, b, h), inside.panels, w.d_k.t};
-        beyond = {at<R>(far, b, h), far.t, at<R>(d_far, b, h), beyond.panels, d_far.t};
+        inside = {at<R>(w.k, b, h), w.k.t, at<R>(w.d_k, b, h), w.d_k.t, inside.panels, inside.stripes};
+        beyond = {at<R>(far, b, h), far.t, at<R>(d_far, b, h), d_far.t, beyond.panels, beyond.stripes};
         if (turns) {
             for (int64_t j = first_key; j < keys; j++) {
                 turn(inside.rows + j * inside.row, cos(j), sin(j), w.half, K, R(1), own_inside + j * K);
@@ -103,14 +105,22 @@ struct List {
                 inside.grads_row = beyond.grads_row = K;
             }
         }
-        const int64_t skipped = first_key * K;
-        to_panels(keys - first_key, K, inside.rows + first_key * inside.row, inside.row, inside.panels + skipped);
-        if (beyond.panels != inside.panels)
-            to_panels(keys - first_key, K, beyond.rows + first_key * beyond.row, beyond.row, beyond.panels + skipped);
-        if (backward) to_panels(keys - first_key, V, v + first_key * w.v.t, w.v.t, values + first_key * V);
+        lay_out(inside);
+        if (beyond.panels != inside.panels) lay_out(beyond);
+        if (backward)
+            to_panels(keys - first_key, V, v + first_key * w.v.t, w.v.t, values + first_key * V);
+        else
+            to_stripes(keys - first_key, V, v + first_key * w.v.t, w.v.t, values + first_key * NR, stripe());
         if (S)
             cache.begin(at<R>(w.codebook, 0, h), w.codebook.t, at<R>(w.count, b, h), at<R>(w.total, b, h), w.total.t);
     }
+
+    void lay_out(Keys<R>& x) const {
+        const R* first = x.rows + first_key * x.row;
+        to_panels(keys - first_key, K, first, x.row, x.panels + first_key * K);
+        if (backward) to_stripes(keys - first_key, K, first, x.row, x.stripes + first_key * NR, stripe());
+    }
+    int64_t stripe() const { return keys * NR; }
 
     // Hand gradients of turned keys to the keys.
     void end() {
@@ -255,9 +265,9 @@ struct List {
             inverse[r] = 1 / sum;
             if (R* lse = at<R>(w.lse, b, h, x.g, x.t0 + r)) *lse = most + std::log(sum);
         }
-        by_rows(x.rows, V, x.codes_band, p, x.width, cache.mean, V, o, w.o.t, false);
-        by_rows(x.rows, V, x.far_band, p + x.cached, x.width, v + x.far * w.v.t, w.v.t, o, w.o.t, true);
-        by_rows(x.rows, V, x.near_band, p + x.near_at, x.width, v + x.near * w.v.t, w.v.t, o, w.o.t, true);
+        by_stripes(x.rows, V, x.codes_band, p, x.width, cache.mean_stripes, cache.stripe(), o, w.o.t, false);
+        by_stripes(x.rows, V, x.far_band, p + x.cached, x.width, values + x.far * NR, stripe(), o, w.o.t, true);
+        by_stripes(x.rows, V, x.near_band, p + x.near_at, x.width, values + x.near * NR, stripe(), o, w.o.t, true);
         for (int64_t r = 0; r < x.rows; r++)
             for (int64_t d = 0; d < V; d++) o[r * w.o.t + d] *= inverse[r];
     }
@@ -309,10 +319,10 @@ struct List {
         R *d_q = at<R>(w.d_q, b, h, x.g, x.t0), *d_q_inside = turns ? d_turned : d_q;
         const int64_t row = w.d_q.t, row_inside = turns ? K : row;
         const Keys<R>& seen = x.two_sided ? beyond : inside;
-        by_rows(x.rows, K, x.near_band, d_near, x.width, inside.rows + x.near * inside.row, inside.row, d_q_inside,
-                row_inside, false);
-        by_rows(x.rows, K, x.codes_band, d_p, x.width, cache.rows, K, d_q, row, !turns);
-        by_rows(x.rows, K, x.far_band, d_far, x.width, seen.rows + x.far * seen.row, seen.row, d_q, row, true);
+        const R *near_keys = inside.stripes + x.near * NR, *far_keys = seen.stripes + x.far * NR;
+        by_stripes(x.rows, K, x.near_band, d_near, x.width, near_keys, stripe(), d_q_inside, row_inside, false);
+        by_stripes(x.rows, K, x.codes_band, d_p, x.width, cache.row_stripes, cache.stripe(), d_q, row, !turns);
+        by_stripes(x.rows, K, x.far_band, d_far, x.width, far_keys, stripe(), d_q, row, true);
         for (int64_t r = 0; r < x.rows; r++) {
             R *to = d_q + r * row, *one = d_turned + r * K;
             if (turns) turn(one, cos(x.t0 + r + M), sin(x.t0 + r + M), w.half, K, R(-1), one), add(one, to, K);

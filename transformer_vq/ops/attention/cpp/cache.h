@@ -16,8 +16,8 @@ struct Cache {
     const bool logs;
     int64_t used = 0, assigned = 0, logged = 0;   // slots met by the block at hand, and by any; entries of the log
     int64_t *slot_of, *code_in, *logged_slot;     // by code; by slot; by entry
-    R *count, *log_count, *inverse, *sum, *mean;  // by slot
-    R *rows, *row_panels, *mean_panels;           // of the codebook, and of means (for the backward pass alone)
+    R *count, *log_count, *inverse, *sum, *mean;  // by slot; `mean` and `row` are one of each
+    R *row, *row_panels, *row_stripes, *mean_panels, *mean_stripes;  // of the codebook and of means
     R *logged_count, *logged_sum;
     const R* codebook = nullptr;
     int64_t codebook_row = 0;
@@ -35,9 +35,9 @@ struct Cache {
           half(w.half) {
         slot_of = arena.take<int64_t>(S), code_in = arena.take<int64_t>(S);
         count = arena.take<R>(Sp), log_count = arena.take<R>(Sp), inverse = arena.take<R>(Sp);
-        sum = arena.take<R>(S * V), mean = arena.take<R>(S * V);
-        rows = arena.take<R>(S * K), row_panels = arena.take<R>(Sp * K);
-        mean_panels = logs ? arena.take<R>(Sp * V) : nullptr;
+        sum = arena.take<R>(S * V), mean = arena.take<R>(V), row = arena.take<R>(K);
+        row_panels = arena.take<R>(Sp * K), row_stripes = logs ? arena.take<R>(S * K) : nullptr;
+        mean_panels = logs ? arena.take<R>(Sp * V) : nullptr, mean_stripes = logs ? nullptr : arena.take<R>(S * V);
         const bool cleared = w.query_run.at;
         const int64_t most = logs && S ? w.N * w.L * (cleared ? 2 : 1) + (cleared ? S : 0) : 0;
         logged_slot = arena.take<int64_t>(most), logged_count = arena.take<R>(most),
@@ -60,6 +60,8 @@ struct Cache {
             }
     }
 
+    int64_t stripe() const { return S * Of<R>::NR; }
+
     // Columns of logits that belong to codes.
     int64_t width() const { return up(used, Of<R>::NR); }
 
@@ -68,12 +70,13 @@ struct Cache {
         if (i < 0) {
             i = slot_of[code] = assigned++;
             code_in[i] = code, count[i] = 0;
-            const R* row = codebook + code * codebook_row;
+            const R* given = codebook + code * codebook_row;
             if (cos)
-                turn(row, cos, sin, half, K, R(-1), rows + i * K);
+                turn(given, cos, sin, half, K, R(-1), row);
             else
-                std::copy(row, row + K, rows + i * K);
-            set_column(i, K, rows + i * K, row_panels);
+                std::copy(given, given + K, row);
+            set_column(i, K, row, row_panels);
+            if (row_stripes) to_stripes(1, K, row, K, row_stripes + i * Of<R>::NR, stripe());
             std::fill(sum + i * V, sum + (i + 1) * V, R(0));
         }
         used = std::max(used, i + 1);
@@ -83,10 +86,13 @@ struct Cache {
     // After a slot's count and sum have changed.
     void renew(int64_t i) {
         const R n = std::max(count[i], R(1));
-        for (int64_t d = 0; d < V; d++) mean[i * V + d] = sum[i * V + d] / n;
+        for (int64_t d = 0; d < V; d++) mean[d] = sum[i * V + d] / n;
         log_count[i] = count[i] > 0 ? std::log(count[i]) : -std::numeric_limits<R>::infinity();
         inverse[i] = 1 / n;
-        if (mean_panels) set_column(i, V, mean + i * V, mean_panels);
+        if (logs)
+            set_column(i, V, mean, mean_panels);
+        else
+            to_stripes(1, V, mean, V, mean_stripes + i * Of<R>::NR, stripe());
     }
 
     void note(int64_t i) {

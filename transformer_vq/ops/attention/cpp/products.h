@@ -1,6 +1,8 @@
 // Products of small matrices that stay in a core's own cache, exp, and turns by an angle.
 //
-// One micro kernel makes MR x NR numbers at a time. What is read in columns is laid out in panels of NR columns first.
+// One micro kernel makes MR x NR numbers at a time. What it reads is laid out first so that it reads on and on: in panels
+// of NR columns that hold NR rows turned upright, or in stripes of NR columns. Rows of a few hundred numbers would fall
+// into few sets of the cache.
 #pragma once
 
 #include <algorithm>
@@ -117,14 +119,15 @@ void by_panels(int64_t rows, const Band& band, int64_t depth, const R* A, int64_
         });
 }
 
-// C (rows x width) = or += A (rows x band) B (band x width); A is 0 where it is not seen.
+// C (rows x width) = or += A (rows x band) times stripes, `stripe` numbers each; A is 0 where it is not seen.
 template <class R>
-void by_rows(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* B, int64_t ldb, R* C,
-             int64_t ldc, bool add) {
-    for (int64_t c = 0; c < width; c += Of<R>::NR)
+void by_stripes(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* stripes, int64_t stripe,
+                R* C, int64_t ldc, bool add) {
+    constexpr int NR = Of<R>::NR;
+    for (int64_t c = 0; c < width; c += NR, stripes += stripe)
         in_groups(0, rows, [&](int64_t r, int64_t n) {
             const int64_t k = band.first(r), depth = std::max<int64_t>(0, band.last(r + n - 1) - k);
-            micro(n, depth, A + r * lda + k, lda, 1, B + k * ldb + c, ldb, C + r * ldc + c, ldc, add);
+            micro(n, depth, A + r * lda + k, lda, 1, stripes + k * NR, NR, C + r * ldc + c, ldc, add);
         });
 }
 
@@ -150,6 +153,14 @@ void to_panels(int64_t count, int64_t depth, const R* x, int64_t ld, R* panels) 
         for (int64_t i = 0; i < n; i++)
             for (int64_t d = 0; d < depth; d++) panels[d * NR + i] = x[(first + i) * ld + d];
     }
+}
+
+// Rows of x (count x width) -> stripes of NR columns, one `stripe` numbers after the other.
+template <class R>
+void to_stripes(int64_t count, int64_t width, const R* x, int64_t ld, R* stripes, int64_t stripe) {
+    constexpr int NR = Of<R>::NR;
+    for (int64_t c = 0; c < width; c += NR, stripes += stripe)
+        for (int64_t i = 0; i < count; i++) std::copy(x + i * ld + c, x + i * ld + c + NR, stripes + i * NR);
 }
 
 template <class R>
