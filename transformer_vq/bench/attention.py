@@ -46,8 +46,8 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int =
     if "block_len" not in sizes:
         K = sizes["width"]
         backend, _ = resolve_backend("auto", device, max(lengths), K, K)
-        free, _ = chosen(device, sizes["codes"], sizes["window"], 1, K, K, two_sided=False)
-        sizes["block_len"] = NATIVE if backend == "native" else free
+        counted, _ = chosen(device, sizes["codes"], sizes["window"], 1, K, K, two_sided=False)
+        sizes["block_len"] = NATIVE if backend == "native" else counted
     rows: list[Row] = []
     for length in lengths:
         x, vq = heads(length, device, **sizes)

@@ -116,9 +116,7 @@ def pieces(plan: Plan, x: Inputs) -> tuple[list[Piece], int]:
     threads = outer_threads(x.q)
     if threads == 1 or B * Hkv * G * T * (plan.cached + plan.M + plan.L) < blockwise.WORTH_A_THREAD * threads:
         return [whole], 1
-    if (
-        x.bias is not None and x.bias.shape[0] == 1 < B
-    ):  # rows share its gradient: as few parts as there may be
+    if x.bias is not None and x.bias.shape[0] == 1 < B:  # rows share its gradient: as few parts as there may be
         heads = [whole._replace(h=h) for h in cut(Hkv, Hkv)]
         return heads if fair(Hkv, threads) else [whole._replace(b=b) for b in cut(B, threads)], threads
     if PIECES * threads <= B:

@@ -26,6 +26,8 @@ def library(source: Path) -> ctypes.CDLL:
 
     Kept under `$XDG_CACHE_HOME/transformer_vq`, by a name that changes with source, compiler and processor.
     """
+    if not source.exists():  # as in a model exported with its code, of which Transformers keeps Python's files alone
+        raise NotCompiled(f"{source.name} is not beside the code")
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NotCompiled(f"needs a C++ compiler ({', '.join(COMPILERS)}, or what CXX names)")
