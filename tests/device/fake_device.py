@@ -149,8 +149,6 @@ if __name__ == "__main__":
     ctypes.CDLL(sys.argv[1])
     cases = [(variant, how) for variant in sys.argv[2:] for how in ("train", "masked", "decode")]
     cases += [("xl", "planted"), ("xl", "waiting")]
-    cases += [
-        (name, "unwrapped") for name in BACKENDS if name not in ("triton", "native")
-    ]  # not a GPU's
+    cases += [(name, "unwrapped") for name in BACKENDS if name not in ("triton", "native")]  # not a GPU's
     found = [{"variant": v, "how": how, "error": attempt(v, how)} for v, how in cases]
     print(json.dumps(found))
