@@ -24,6 +24,7 @@ from transformer_vq.machine import peak_resident
 from transformer_vq.ops import vq_attention
 from transformer_vq.ops.attention import resolve_backend
 from transformer_vq.ops.attention.block_length import NATIVE, chosen
+from transformer_vq.ops.pages import keep_pages
 
 LENGTHS = (2048, 8192, 16_384, 32_768, 65_536)
 SIZES = {"heads": 4, "width": 64, "codes": 128, "window": 128}
@@ -43,6 +44,7 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 5, compare_up_to: int =
     peak_mib on a GPU's host.
     """
     sizes, device = {**SIZES, **sizes}, kind()
+    keep_pages()  # as a training run does; for all
     if "block_len" not in sizes:
         K = sizes["width"]
         backend, _ = resolve_backend("auto", device, max(lengths), K, K)
