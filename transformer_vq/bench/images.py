@@ -62,7 +62,7 @@ def run(
         "transformer_vq": _step(our_loss, ours, ours.apply_codebook_statistics),
         "vector-quantize-pytorch": _step(their_loss, nn.ModuleList([rest.encoder, rest.decoder]), lambda: None),
     }
-    seconds = in_turns(steps, repeats, device, warmup=2)
+    seconds = in_turns(steps, repeats, device)
     theirs = seconds["vector-quantize-pytorch"]
     return [
         {

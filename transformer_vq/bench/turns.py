@@ -14,7 +14,7 @@ Spread = tuple[float, float, float]
 
 
 def in_turns(
-    contest: Mapping[str, Callable[[], object]], repeats: int, device: str, warmup: int = 1
+    contest: Mapping[str, Callable[[], object]], repeats: int, device: str, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Seconds of each of `repeats` turns, by contestant; `warmup` turns before them are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contest}
