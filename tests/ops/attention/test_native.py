@@ -6,7 +6,6 @@ That it equals the definition on every kind of call is in test_backends.py and i
 from __future__ import annotations
 
 import ctypes
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,8 +14,9 @@ import torch
 from attention_cases import RULES, attention_case, call, run
 from helpers import assert_same
 
-from transformer_vq.ops.attention import dispatch, native
+from transformer_vq.ops.attention import blockwise, dispatch, native
 from transformer_vq.ops.kernels import compiler
+from transformer_vq.ops.threads import share
 
 pytestmark = pytest.mark.skipif(native.refusal("cpu") is not None, reason="no C++ compiler")
 
@@ -96,9 +96,9 @@ def test_nothing_that_memory_held_before_is_seen(monkeypatch):
 @pytest.fixture
 def no_library_yet(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
-    compiler.library.cache_clear()
+    compiler.attempt.cache_clear()
     yield tmp_path
-    compiler.library.cache_clear()
+    compiler.attempt.cache_clear()
 
 
 def test_without_a_compiler_auto_says_why(no_library_yet, monkeypatch):
@@ -127,15 +127,51 @@ def test_a_compiler_that_is_not_there_is_named(no_library_yet, monkeypatch):
     assert "no-such-compiler" in str(native.refusal("cpu"))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_home_that_cannot_be_written_is_done_without(no_library_yet):
-    (no_library_yet / "kept").mkdir(mode=0o500)
+    (no_library_yet / "kept").write_text("a file", "utf-8")
     assert native.refusal("cpu") is None
+
+
+def test_what_could_not_be_had_is_not_tried_again(no_library_yet, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    first = native.refusal("cpu")
+    monkeypatch.delenv("CXX")
+    assert first is not None and native.refusal("cpu") == first
+
+
+def test_a_bias_and_a_state_may_be_laid_out_in_any_way():
+    case = attention_case(T=90, window=7, H=4, Hkv=2, bias=(1, 1))
+    tensors = {**case.tensors, "bias": case.tensors["bias"].transpose(1, 3).contiguous().transpose(1, 3)}
+    same = replace(case, tensors=tensors)
+    assert not tensors["bias"].is_contiguous()
+    _, state = call(case.tokens(0, 40))
+    state = state._replace(count=state.count.mT.contiguous().mT)
+    rest = same.tokens(40, 90)
+    assert_same(run(rest, "native", state), run(rest, "quadratic", state), rtol=1e-10)
+    even = replace(case, tensors={**case.tensors, "bias": torch.tensor(0.3, dtype=torch.float64).expand(1, 4, 1, 8)})
+    assert_same(run(even, "native"), run(even, "quadratic"), rtol=1e-10)
+
+
+def test_compiled_by_name():
+    case = attention_case(T=70, backend="native")
+    attend = torch.compile(lambda: call(case)[0], fullgraph=True, backend="eager")
+    assert torch.equal(attend(), call(case)[0])
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_an_uneven_division_is_shared_all_the_same(B, monkeypatch):
+    monkeypatch.setattr(blockwise, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(native, "outer_threads", lambda like: 2)
+    case = attention_case(T=70, B=B, H=3, Hkv=1)
+    seen = []
+    monkeypatch.setattr(native, "share", lambda works, begin, n: seen.append((len(works), n)) or share(works, begin, n))
+    assert_same(run(case, "native"), run(case, "quadratic"), rtol=1e-10)
+    assert set(seen) == {(3 * B, 2)}
 
 
 def test_two_may_compile_at_once(no_library_yet):
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(compiler.library.__wrapped__, [native.SOURCE] * 2))
+        made = list(pool.map(compiler.attempt.__wrapped__, [native.SOURCE] * 2))
     assert [one.size_of_work() for one in made] == [ctypes.sizeof(native.Work)] * 2
     assert [path.suffix for path in (no_library_yet / "kept" / "transformer_vq").iterdir()] == [".so"]
 

@@ -18,7 +18,11 @@ from transformer_vq.ops.attention.padding import pick, real_first
 from transformer_vq.ops.attention.state import AttentionState
 from transformer_vq.ops.kernels.device import architecture, installed
 
-REFUSALS = {"flash": flash.refusal, "native": native.refusal, "triton": triton.refusal}
+REFUSALS = {
+    "flash": flash.refusal,
+    "native": lambda device: native_refusal(torch.device(device).type),
+    "triton": triton.refusal,
+}
 """Device -> why it cannot be the backend there, or None."""
 
 
@@ -95,9 +99,9 @@ def kernels_on(device: torch.device) -> tuple[int, bool]:
     return architecture(device), installed()
 
 
-def native_refusal() -> str | None:
+def native_refusal(device: str = "cpu") -> str | None:
     """Why a processor's own kernels cannot be had: found before a compiler looks on."""
-    return native.refusal("cpu")
+    return native.refusal(device)
 
 
 # All that `torch.compiler.assume_constant_result` does, which imports the whole compiler: a second at every start.

@@ -1,8 +1,9 @@
 """VQ attention for processors in C++ (the folder cpp), compiled on its first use: linear time and memory.
 
-Blockwise's mathematics and its division of work among threads; but a tile of 32 queries goes through logits, softmax
-and products while its numbers are in the core's own cache, where blockwise writes them to memory between operations,
-and codes that have not been met cost nothing. Everything is fp32, or fp64 if queries or values are.
+Blockwise's mathematics; but a tile of 32 queries goes through logits, softmax and products while its numbers are in the
+core's own cache, where blockwise writes them to memory between operations, and products leave out codes that have not
+been met. Everything is fp32, or fp64 if queries or values are. A thread works on one key head of one row at a time, and
+needs T·(8K + 3V) numbers for it at most, with documents T·(8K + 5V).
 
 Letters: blocks.py.  Oracle: quadratic.py.
 """
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from transformer_vq.ops.attention import blockwise
 from transformer_vq.ops.attention.block_length import NATIVE
@@ -92,10 +94,10 @@ def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
         k=fit(x.k),
         k_far=None if x.k_far is None else fit(x.k_far),
         v=fit(x.v),
-        bias=None if x.bias is None else x.bias.to(x.q.dtype),
+        bias=None if x.bias is None else x.bias.to(x.q.dtype).contiguous(),
         total=None if x.total is None else fit(x.total),
     )
-    return replace(plan, codebook=fit(plan.codebook), total=fit(plan.total)), made
+    return replace(plan, codebook=fit(plan.codebook), total=fit(plan.total), count=plan.count.contiguous()), made
 
 
 class Piece(NamedTuple):
@@ -109,7 +111,7 @@ class Piece(NamedTuple):
 def pieces(plan: Plan, x: Inputs) -> tuple[list[Piece], int]:
     """The work in pieces that share nothing but what they read, and the threads to share them; see `gradients`.
 
-    One piece where there is little to do, or no even division.
+    One piece where there is little to do, or one head of one row.
     """
     B, Hkv, G, T, _ = x.q.shape
     whole = Piece(slice(0, B), slice(0, Hkv), slice(0, G))
@@ -121,9 +123,7 @@ def pieces(plan: Plan, x: Inputs) -> tuple[list[Piece], int]:
         return heads if fair(Hkv, threads) else [whole._replace(b=b) for b in cut(B, threads)], threads
     if PIECES * threads <= B:
         return [whole._replace(b=b) for b in cut(B, PIECES * threads)], threads
-    parts = next((p for p in range(1, G + 1) if G % p == 0 and fair(B * Hkv * p, threads)), None)
-    if parts is None:
-        return [whole], 1
+    parts = next((p for p in range(1, G + 1) if G % p == 0 and fair(B * Hkv * p, threads)), G)
     return [Piece(b, h, g) for b in cut(B, B) for h in cut(Hkv, Hkv) for g in cut(G, parts)], threads
 
 
@@ -165,7 +165,7 @@ def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> In
 
 def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[Piece], Tensors]) -> None:
     """Call an entry of the library on all the work. tensors: what a piece reads and writes beside."""
-    real = type(x.q) is Tensor  # fake tensors go through for what is allocated
+    real = has_memory(x.q)  # fake tensors go through for what is allocated
     compiled = getattr(library(SOURCE), f"{entry}_{named(x.q.dtype)}")
     compiled.restype = ctypes.c_int64
     division, threads = pieces(plan, x)
@@ -196,7 +196,8 @@ def table(call: Call) -> Tensors:
     """Cosine and sine (M+T+1, K/2) of rotary angles at positions −M … T−1, and at M."""
     if call.rotary is None:
         return {}
-    position = torch.cat([torch.arange(-call.window, call.q.shape[3]), torch.tensor([call.window])])
+    M, T, device = call.window, call.q.shape[3], call.q.device
+    position = torch.cat([torch.arange(-M, T, device=device), torch.tensor([M], device=device)])
     cos, sin = turns(position, call.rotary, call.wide_dtype)
     return {"cos": cos, "sin": sin}
 
@@ -254,4 +255,9 @@ def work_on(call: Call, plan: Plan, x: Inputs, more: Tensors, piece: Piece) -> W
 def view(x: Tensor, axes: str) -> View:
     """An axis of one stands for all."""
     strides = {axis: step if size > 1 else 0 for axis, step, size in zip(axes, x.stride(), x.shape, strict=False)}
-    return View(at=x.data_ptr() if type(x) is Tensor else 1, **strides)
+    return View(at=x.data_ptr() if has_memory(x) else 1, **strides)
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether there are numbers, not shapes alone."""
+    return x.device.type == "cpu" and not isinstance(x, FakeTensor)

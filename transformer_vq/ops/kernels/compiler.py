@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,44 +21,64 @@ class NotCompiled(RuntimeError):
     """There is no library, and why, in one line."""
 
 
-@cache
 def library(source: Path) -> ctypes.CDLL:
     """What `source` and the headers beside it compile to.  Raises NotCompiled without a compiler, or where it fails.
 
-    Kept under `$XDG_CACHE_HOME/transformer_vq`, by a name that changes with source, compiler and processor.
+    Kept under `$XDG_CACHE_HOME/transformer_vq`, by a name that changes with sources, compiler and processor; where that
+    cannot be written, compiled anew by each process. Tried once in a process: what could not be had stays away.
     """
+    found = attempt(source)
+    if isinstance(found, str):
+        raise NotCompiled(found)
+    return found
+
+
+@cache
+def attempt(source: Path) -> ctypes.CDLL | str:
+    """The library, or why there is none."""
     if not source.exists():  # as in a model exported with its code, of which Transformers keeps Python's files alone
-        raise NotCompiled(f"{source.name} is not beside the code")
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise NotCompiled(f"needs a C++ compiler ({', '.join(COMPILERS)}, or what CXX names)")
+        return f"{source.name} is not beside the code"
+    command = shlex.split(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    if not command:
+        return f"needs a C++ compiler ({', '.join(COMPILERS)}, or what CXX names)"
+    try:
+        return _kept(command, source)
+    except NotCompiled as error:
+        return str(error)
+    except (OSError, RuntimeError):  # no home, or one in which nothing can be written or loaded from
+        pass
+    try:
+        with tempfile.TemporaryDirectory(prefix="transformer_vq-", ignore_cleanup_errors=True) as folder:
+            return ctypes.CDLL(str(_compiled(command, source, Path(folder) / f"{source.stem}.so")))
+    except (OSError, RuntimeError) as error:
+        return str(error)
+
+
+def _kept(command: list[str], source: Path) -> ctypes.CDLL:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_vq"
+    folder.mkdir(parents=True, exist_ok=True)
     texts = [path.read_text("utf-8") for path in sorted(source.parent.iterdir()) if path.suffix in (".h", ".cpp")]
-    made_of = "\n".join([*texts, compiler, *FLAGS, _processor()])
-    name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    for folder in (_kept(), Path(tempfile.gettempdir()) / f"transformer_vq-{os.getuid()}"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not (folder / name).exists():
-                _compile(compiler, source, folder / name)
-            return ctypes.CDLL(str(folder / name))
-        except OSError as error:  # a folder that cannot be written, or from which nothing is loaded
-            why = str(error)
-    raise NotCompiled(f"cannot keep or load what was compiled: {why}")
+    made_of = "\n".join([*texts, *command, *FLAGS, _version(command[0]), _processor()])
+    target = folder / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    return ctypes.CDLL(str(target if target.exists() else _compiled(command, source, target)))
 
 
-def _compile(compiler: str, source: Path, target: Path) -> None:
+def _compiled(command: list[str], source: Path, target: Path) -> Path:
     """The whole file or none: others may be compiling it too."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        done = subprocess.run([compiler, *FLAGS, "-o", made, source], capture_output=True, text=True, check=False)
+        whole = [*command, *FLAGS, "-o", str(made), str(source)]
+        done = subprocess.run(whole, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit status {done.returncode}"]
-            raise NotCompiled(f"{compiler} fails on {source.name}: {lines[0]}")
-        made.replace(target)
+            raise NotCompiled(f"{command[0]} fails on {source.name}: {lines[0]}")
+        return made.replace(target)
 
 
-def _kept() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_vq"
+def _version(compiler: str) -> str:
+    """What changes when a compiler is replaced, without asking it."""
+    found = Path(shutil.which(compiler) or compiler).resolve()
+    return f"{found} {found.stat().st_mtime_ns}"
 
 
 def _processor() -> str:

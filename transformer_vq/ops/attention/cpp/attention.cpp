@@ -147,7 +147,9 @@ struct List {
     int64_t following(int64_t n) const { return query_run[(n + 1) * L]; }
     bool goes_on(int64_t n) const { return !query_run || following(n) == query_run[n * L]; }
     // Whether a key passes from the strip to the cache after block n.
-    bool leaves(int64_t j, int64_t n) const { return code_of[j] < S && (!query_run || key_run[j] == following(n)); }
+    bool leaves(int64_t j, int64_t n) const {
+        return code_of[j] >= 0 && code_of[j] < S && (!query_run || key_run[j] == following(n));
+    }
 
     // From the cache of block n to that of the next.
     void advance(int64_t n) {
