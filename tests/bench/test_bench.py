@@ -31,10 +31,10 @@ def test_training_names_each_length_and_moves_both_models():
     assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
 
 
-def test_contestants_take_turns_and_the_first_turn_does_not_count():
+def test_contestants_take_turns_and_the_first_two_do_not_count():
     order: list[str] = []
     found = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "cpu")
-    assert order == ["a", "b"] * 4 and [len(found[name]) for name in "ab"] == [3, 3]
+    assert order == ["a", "b"] * 5 and [len(found[name]) for name in "ab"] == [3, 3]
     assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 1.0]) == (2.5, 3.0, 3.5)
     assert ratios([3.0], [1.0]) == (3.0, 3.0, 3.0)
 
