@@ -19,7 +19,7 @@ def unwrapped(monkeypatch):
     from transformer_vq.ops.attention.backends import backend_named
 
     monkeypatch.setattr(dispatch, "attend", lambda call: backend_named(call.backend)(call))
-    monkeypatch.setattr(dispatch, "native_refusal", lambda: "it counts products of PyTorch's")
+    monkeypatch.setattr(dispatch, "native_lack", lambda: "it counts products of PyTorch's")
 
 
 def test_vq_attention_does_the_products_of_the_formula(unwrapped):

@@ -281,3 +281,11 @@ def test_compiled_equals_eager(tmp_path):
     want = tensors(eager)
     for name, tensor in tensors(compiled).items():
         torch.testing.assert_close(tensor, want[name], rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_a_backend_that_cannot_run_here_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    config = tiny_run(tmp_path, model__backend="triton")
+    with pytest.raises(ConfigError, match="backend triton: needs a GPU, and tensors are on cpu") as error:
+        run(config, quiet=True)
+    assert "\n" not in str(error.value) and not Path(config.run_dir).exists()

@@ -89,6 +89,9 @@ class LanguageTask(Task):
         starts_late = any(getattr(quantizer, "start_step", 0) for quantizer in config.model.layer_quantizers())
         self.players = {"model": Player(self.model, config.train, partly_used=starts_late)}
         self.described = describe(self.model.config, config.train.seq_len)
+        look = config.train.seq_len, config.train.precision, config.train.context_parallel
+        backend, reason = attention_backend(self.model.config, device, *look)  # one that cannot run is heard of now
+        self.attention = f"{backend}: {reason}"
         self.flops_per_unit = TRAINING * self.described["flops_per_token"]
         self.teacher = self._teacher()
         self.pieces: dict[str, Pieces] = {}  # by split
@@ -115,8 +118,6 @@ class LanguageTask(Task):
         grows = (
             f" after {length:,} tokens; it grows with the text" if found["state_grows"] else ", however long the text"
         )
-        train = self.config.train
-        backend, reason = attention_backend(model, self.device, length, train.precision, train.context_parallel)
         taught = {"teacher": self.teacher.name} if self.teacher else {}
         settings = self.config.model_copy(update={"model": model})
         short = complaint(settings, self.device.type, self.processes)
@@ -124,7 +125,7 @@ class LanguageTask(Task):
             "data": self.mixture.describe(),
             "model": f"{model.layers} {model.block} layers of width {model.width}, {found['parameters']:,} parameters",
             "state": f"{found['state_numbers']:,} numbers per stream{grows}",
-            "attention": f"{backend}: {reason}",
+            "attention": self.attention,
             **taught,
             **({"warning": short} if short else {}),
         }

@@ -33,7 +33,7 @@ from transformer_vq.evaluation.health import SplitHealth
 from transformer_vq.evaluation.mode import call_on_nothing, evaluating
 from transformer_vq.evaluation.pieces import Pieces, pieces_of_rows, write_pieces
 from transformer_vq.models import TransformerVQ
-from transformer_vq.models.describe import TRAINING, describe
+from transformer_vq.models.describe import TRAINING, attention_backend, describe
 from transformer_vq.models.names import check_names
 from transformer_vq.training.agreement import before_joining
 from transformer_vq.training.checkpoints import load_tensors, verify
@@ -60,6 +60,7 @@ class RecallTask(Task):
         model = settled if self.corpus is None else with_vocabulary(settled, self.corpus.tokenizer)
         self.model = TransformerVQ(model, seed=config.seed)
         self.flops_per_unit = TRAINING * describe(self.model.config, config.train.seq_len)["flops_per_token"]
+        attention_backend(self.model.config, device, config.train.seq_len, config.train.precision)
         for split in SPLITS:
             for length in (config.train.seq_len, *config.recall.eval_lengths):
                 self._examples(1, split, length=length)  # what is wrong with a text is heard of now

@@ -14,7 +14,7 @@ from transformer_vq.ops.attention.choice import Look, choose
 
 
 def test_auto_says_what_it_takes_and_why(monkeypatch):
-    monkeypatch.setattr(dispatch, "native_refusal", lambda: "backend native: needs a C++ compiler; take blockwise")
+    monkeypatch.setattr(dispatch, "native_lack", lambda: "needs a C++ compiler")
     chosen = {T: resolve_backend("auto", "cpu", T, 4, 3) for T in (1, 16, 4096)}
     assert {T: name for T, (name, _) in chosen.items()} == {1: "recurrent", 16: "quadratic", 4096: "blockwise"}
     assert all(reason for _, reason in chosen.values())

@@ -53,7 +53,8 @@ def choose(x: Look) -> tuple[str, str]:
     if x.device == "cpu" and x.native is None:
         return "native", f"compiled for this processor, linear in T, the fastest here for {x.T} tokens"
     if x.device != "cuda":
-        return "blockwise", f"linear in T, {x.T} tokens on {x.device}" + (f"; {x.native}" if x.native else "")
+        why = f"; nothing is compiled for this processor: {x.native}" if x.native else ""
+        return "blockwise", f"linear in T, {x.T} tokens on {x.device}{why}"
     name, narrow, widest = NAMES.get(x.dtype, "?"), x.dtype in NARROW, max(x.K, x.V)
     kernels = x.triton and x.arch >= OLDEST
     if x.linked:

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from transformer_vq.config.base import ConfigError
 from transformer_vq.ops.attention import flash, native, triton
 from transformer_vq.ops.attention.arguments import Arguments, taking
 from transformer_vq.ops.attention.call import prepare
@@ -20,7 +21,7 @@ from transformer_vq.ops.kernels.device import architecture, installed
 
 REFUSALS = {
     "flash": flash.refusal,
-    "native": lambda device: native_refusal(torch.device(device).type),
+    "native": lambda device: native.refusal_of(torch.device(device).type, native_lack()),
     "triton": triton.refusal,
 }
 """Device -> why it cannot be the backend there, or None."""
@@ -83,15 +84,15 @@ def resolve_backend(
     """The backend that a call of T tokens on `device` uses, and why; anything but `auto` is taken at its word.
 
     K, V: widths of keys and values; dtype: the widest of queries, keys and values; linked: see `vq_attention`.
-    Raises ValueError, in one line, where it cannot run on this device at all.
+    Raises ConfigError, a ValueError, in one line, where it cannot run on this device at all.
     """
     if name in REFUSALS and (why := REFUSALS[name](device)):
-        raise ValueError(why)
+        raise ConfigError(why)
     if name != "auto":
         return name, "asked for by name"
     kind = torch.device(device).type
     arch, triton = kernels_on(torch.device(device)) if kind == "cuda" else (0, False)
-    return choose(Look(kind, T, K, V, dtype, arch, triton, linked, native_refusal() if kind == "cpu" else ""))
+    return choose(Look(kind, T, K, V, dtype, arch, triton, linked, native_lack() if kind == "cpu" else ""))
 
 
 def kernels_on(device: torch.device) -> tuple[int, bool]:
@@ -99,11 +100,11 @@ def kernels_on(device: torch.device) -> tuple[int, bool]:
     return architecture(device), installed()
 
 
-def native_refusal(device: str = "cpu") -> str | None:
-    """Why a processor's own kernels cannot be had: found before a compiler looks on."""
-    return native.refusal(device)
+def native_lack() -> str | None:
+    """Why there is nothing compiled for this processor: found before a compiler looks on."""
+    return native.lack()
 
 
 # All that `torch.compiler.assume_constant_result` does, which imports the whole compiler: a second at every start.
 kernels_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
-native_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+native_lack._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -41,13 +41,22 @@ PIECES = 4
 
 def refusal(device: torch.device | str) -> str | None:
     """Why this backend cannot run on a device, in one line; None where it can."""
-    kind = torch.device(device).type
+    return refusal_of(torch.device(device).type, lack())
+
+
+def refusal_of(kind: str, lacking: str | None) -> str | None:
+    """The same, of a type of device and what `lack` says."""
     if kind != "cpu":
         return f"backend native: is for processors, and tensors are on {kind}; take triton, wide or blockwise"
+    return None if lacking is None else f"backend native: {lacking}; take blockwise"
+
+
+def lack() -> str | None:
+    """Why nothing is compiled for this processor; None where it is."""
     try:
         library(SOURCE)
     except NotCompiled as error:
-        return f"backend native: {error}; take blockwise"
+        return str(error)
     return None
 
 

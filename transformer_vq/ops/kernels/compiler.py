@@ -41,6 +41,8 @@ def attempt(source: Path) -> ctypes.CDLL | str:
     command = shlex.split(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
     if not command:
         return f"needs a C++ compiler ({', '.join(COMPILERS)}, or what CXX names)"
+    if shutil.which(command[0]) is None:
+        return f"CXX = {command[0]}: there is no such command"
     try:
         return _kept(command, source)
     except NotCompiled as error:
@@ -77,7 +79,7 @@ def _compiled(command: list[str], source: Path, target: Path) -> Path:
 
 def _version(compiler: str) -> str:
     """What changes when a compiler is replaced, without asking it."""
-    found = Path(shutil.which(compiler) or compiler).resolve()
+    found = Path(str(shutil.which(compiler))).resolve()
     return f"{found} {found.stat().st_mtime_ns}"
 
 
