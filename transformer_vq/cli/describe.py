@@ -63,11 +63,11 @@ def block_length(model: TransformerVQConfig, device: str, tokens: int | None, ba
     """
     from transformer_vq.ops.attention.block_length import NATIVE, chosen
 
+    if backend == "native" and model.gradients == "window":
+        return NATIVE, "speed alone: the same for every model in backend native"
     if model.block_length is not None:
         by_rule = model.block_len == "auto"
         return model.block_length, "gradients depend on it: the paper's rule" if by_rule else "as set"
-    if backend == "native":
-        return NATIVE, "the same for every model in backend native"
     codes = max(getattr(quantizer, "size", 0) for quantizer in model.layer_quantizers()) if model.cache else 0
     groups = model.heads // model.key_value_heads
     two_sided = model.position == "rotary" or model.window_keys == "exact"

@@ -16,8 +16,9 @@ struct Cache {
     const bool logs;
     int64_t used = 0, assigned = 0, logged = 0;   // slots met by the block at hand, and by any; entries of the log
     int64_t *slot_of, *code_in, *logged_slot;     // by code; by slot; by entry
-    R *count, *log_count, *inverse, *sum, *mean;  // by slot; `mean` and `row` are one of each
-    R *row, *row_panels, *row_stripes, *mean_panels, *mean_stripes;  // of the codebook and of means
+    R *count, *log_count, *inverse, *sum;         // by slot
+    R *row, *row_panels, *row_stripes;            // of the codebook: the one at hand, and all by slot
+    R *mean, *mean_panels, *mean_stripes;         // of means: the same
     R *logged_count, *logged_sum;
     const R* codebook = nullptr;
     int64_t codebook_row = 0;
@@ -40,7 +41,7 @@ struct Cache {
         mean_panels = logs ? arena.take<R>(Sp * V) : nullptr, mean_stripes = logs ? nullptr : arena.take<R>(S * V);
         const bool cleared = w.query_run.at;
         const int64_t most = logs && S ? w.N * w.L * (cleared ? 2 : 1) + (cleared ? S : 0) : 0;
-        logged_slot = arena.take<int64_t>(most), logged_count = arena.take<R>(most),
+        logged_slot = arena.take<int64_t>(most), logged_count = arena.take<R>(most);
         logged_sum = arena.take<R>(most * V);
     }
 

@@ -84,8 +84,8 @@ inline void micro(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t a
 }
 
 // Call work(first, n) on rows [from, to) in groups of at most MR, of sizes as equal as can be: small ones are slow.
-template <class Work>
-inline void in_groups(int64_t from, int64_t to, const Work& work) {
+template <class Call>
+inline void in_groups(int64_t from, int64_t to, const Call& work) {
     int64_t groups = (to - from + MR - 1) / MR;
     for (; groups > 0; groups--) {
         const int64_t n = (to - from + groups - 1) / groups;
@@ -163,6 +163,7 @@ void to_stripes(int64_t count, int64_t width, const R* x, int64_t ld, R* stripes
         for (int64_t i = 0; i < count; i++) std::copy(x + i * ld + c, x + i * ld + c + NR, stripes + i * NR);
 }
 
+// Put x (depth) in place of one column of panels.
 template <class R>
 void set_column(int64_t at, int64_t depth, const R* x, R* panels) {
     constexpr int NR = Of<R>::NR;
