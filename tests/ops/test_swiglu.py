@@ -20,3 +20,10 @@ def test_value_and_gradient_are_those_of_the_definition(shape):
 
 def test_gradient_against_differences():
     torch.autograd.gradcheck(swiglu, torch.randn(3, 6, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("width", [6, 8192])  # by the formula and, where there is a compiler, in C++
+def test_a_second_derivative_is_refused(width):
+    joint = torch.randn(3, width, requires_grad=True)
+    with pytest.raises(RuntimeError, match="out="):
+        torch.autograd.grad(swiglu(joint).sum(), joint, create_graph=True)

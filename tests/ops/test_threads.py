@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 
@@ -11,7 +12,7 @@ from attention_cases import NATIVE, attention_case, call, run
 from helpers import assert_same
 
 from transformer_vq.ops.attention import blocks, blockwise, native
-from transformer_vq.ops.threads import outer_threads, share
+from transformer_vq.ops.threads import outer_threads, share, together
 
 SHAPES = {
     "heads": {"H": 4, "Hkv": 4, "B": 1},
@@ -41,8 +42,8 @@ def two_threads(monkeypatch):
 def test_equal_the_definition_and_themselves(name, gradients, backend, rows, two_threads, monkeypatch):
     monkeypatch.setitem(blocks.ROWS, "cpu", rows)
     seen = []
-    for module in (blockwise, native):
-        monkeypatch.setattr(module, "share", lambda items, begin, n: seen.append(len(items)) or share(items, begin, n))
+    monkeypatch.setattr(blockwise, "share", lambda items, begin, n: seen.append(len(items)) or share(items, begin, n))
+    monkeypatch.setattr(native, "together", lambda f, job, n: seen.append(job._obj.count) or together(f, job, n))
     case = attention_case(T=21, gradients=gradients, **SHAPES[name])
     got = run(case, backend)
     assert len(seen) == 2 and min(seen) >= (1 if name == "nothing to share" else 2)
@@ -65,11 +66,11 @@ def test_little_work_and_one_thread_start_none(two_threads, monkeypatch):
 
 def test_each_thread_begins_once_and_has_one_thread_inside(two_threads):
     begun, inside = [], set()
-    together = threading.Barrier(2)
+    meeting = threading.Barrier(2)
 
     def begin():
         begun.append(threading.get_ident())
-        together.wait(timeout=20)
+        meeting.wait(timeout=20)
         return lambda _: inside.add((torch.get_num_threads(), torch.is_grad_enabled()))
 
     share(range(7), begin, 2)
@@ -115,3 +116,18 @@ def test_scratch_that_a_thread_keeps_is_read_by_nobody_before_it_is_written(monk
     monkeypatch.setattr(blocks, "KEPT", 0)
     assert_same(run(case, "blockwise"), want, rtol=0.0)
     assert not blocks._lasting.__dict__
+
+
+def test_a_compiled_function_is_called_in_every_thread():
+    begun, meeting = [], threading.Barrier(2)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def function(argument):
+        meeting.wait(60)
+        begun.append((threading.get_ident(), argument))
+
+    together(function, ctypes.c_void_p(7), 2)
+    assert len({thread for thread, _ in begun}) == 2 and {argument for _, argument in begun} == {7}
+    meeting = threading.Barrier(1)
+    together(function, ctypes.c_void_p(8), 1)
+    assert begun[2:] == [(threading.get_ident(), 8)]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_vq.ops import rows
+
 
 def swiglu(joint: Tensor) -> Tensor:
     """Joint [gate ; up] (..., 2 D) -> SiLU(gate) ⊙ up (..., D)."""
@@ -22,6 +24,8 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, joint: Tensor) -> Tensor:
         """See `swiglu`."""
         ctx.save_for_backward(joint)
+        if rows.possible(joint):
+            return rows.swiglu(joint)
         gate, up = joint.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
@@ -29,6 +33,8 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
         """With s = σ(g): d_up = d g s,  d_gate = d u s (1 + g (1 − s))."""
         (joint,) = ctx.saved_tensors
+        if rows.possible(joint) and not torch.is_grad_enabled():
+            return rows.swiglu_gradients(joint, d_y)
         gate, up = joint.chunk(2, -1)
         d_joint = torch.empty_like(joint)
         d_gate, d_up = d_joint.chunk(2, -1)

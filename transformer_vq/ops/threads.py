@@ -7,12 +7,15 @@ There are never more threads than `torch.get_num_threads()`: with OMP_NUM_THREAD
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +45,12 @@ def alone() -> Iterator[None]:
         torch.set_num_threads(own)
 
 
+def cut(size: int, parts: int) -> list[slice]:
+    """0 … size in slices as equal as can be, none empty."""
+    ends = [size * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(ends) if a < b]
+
+
 def share(items: Sequence[Item], begin: Callable[[], Callable[[Item], None]], threads: int) -> None:
     """Call what `begin` returns on every item, without gradients, in any order; each thread begins once.
 
@@ -64,6 +73,34 @@ def share(items: Sequence[Item], begin: Callable[[], Callable[[Item], None]], th
     wait(done)
     for one in done:
         one.result()
+
+
+def together(function: Any, argument: Any, threads: int) -> None:
+    """Call a compiled function with the same pointer in so many threads; those of PyTorch's own operations, if it can.
+
+    These wait for their next work with open eyes, where ours would have to be woken: a tenth of a millisecond and more.
+    The function hands out the work itself, and must return where none is left.
+    """
+    if threads <= 1:
+        function(argument)
+    elif (begin := _openmp()) is not None:
+        begin(function, argument, ctypes.c_uint(threads), ctypes.c_uint(0))
+    else:
+        share(range(threads), lambda: lambda _: function(argument), threads)
+
+
+@cache
+def _openmp() -> Any:
+    """What compilers call for a parallel region, of the OpenMP library that PyTorch has loaded; None where it has none.
+
+    So is it called by what GCC compiles; other compilers' libraries know the name too.
+    """
+    try:
+        begin = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    begin.restype = None
+    return begin
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

@@ -16,13 +16,14 @@ from helpers import assert_same
 
 from transformer_vq.ops.attention import blockwise, dispatch, native
 from transformer_vq.ops.kernels import compiler
-from transformer_vq.ops.threads import share
+from transformer_vq.ops.threads import together
 
 pytestmark = pytest.mark.skipif(native.refusal("cpu") is not None, reason="no C++ compiler")
 
 
 def test_both_sides_mean_the_same_work():
     assert compiler.library(native.SOURCE).size_of_work() == ctypes.sizeof(native.Work)
+    assert compiler.library(native.SOURCE).size_of_job() == ctypes.sizeof(native.Job)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -164,7 +165,12 @@ def test_an_uneven_division_is_shared_all_the_same(B, monkeypatch):
     monkeypatch.setattr(native, "outer_threads", lambda like: 2)
     case = attention_case(T=70, B=B, H=3, Hkv=1)
     seen = []
-    monkeypatch.setattr(native, "share", lambda works, begin, n: seen.append((len(works), n)) or share(works, begin, n))
+
+    def watched(function, job, n):
+        seen.append((job._obj.count, n))
+        together(function, job, n)
+
+    monkeypatch.setattr(native, "together", watched)
     assert_same(run(case, "native"), run(case, "quadratic"), rtol=1e-10)
     assert set(seen) == {(3 * B, 2)}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +31,10 @@ from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs
 from transformer_vq.ops.attention.rotary import turns
 from transformer_vq.ops.kernels.compiler import NotCompiled, library
-from transformer_vq.ops.threads import outer_threads, share
+from transformer_vq.ops.threads import cut, outer_threads, together
 
 Tensors = dict[str, Tensor | None]
-SOURCE = Path(__file__).with_name("cpp") / "attention.cpp"
+SOURCE = Path(__file__).parents[1] / "cpp" / "attention.cpp"
 PIECES = 4
 """For each thread, where there are many rows: who is free takes the next."""
 
@@ -94,8 +94,7 @@ def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
     panel = getattr(library(SOURCE), f"panel_{named(x.q.dtype)}")()
 
     def fit(t: Tensor) -> Tensor:
-        missing = -t.shape[-1] % panel
-        return F.pad(t, (0, missing)) if missing else t if t.stride(-1) == 1 else t.contiguous()
+        return whole_panels(t, t.shape[-1] + -t.shape[-1] % panel)
 
     made = Inputs(
         q=fit(x.q),
@@ -107,6 +106,12 @@ def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
         total=None if x.total is None else fit(x.total),
     )
     return replace(plan, codebook=fit(plan.codebook), total=fit(plan.total), count=plan.count.contiguous()), made
+
+
+def whole_panels(x: Tensor, width: int) -> Tensor:
+    """With zeros up to a width, and rows without gaps."""
+    missing = width - x.shape[-1]
+    return F.pad(x, (0, missing)) if missing else x if x.stride(-1) == 1 else x.contiguous()
 
 
 class Piece(NamedTuple):
@@ -136,21 +141,15 @@ def pieces(plan: Plan, x: Inputs) -> tuple[list[Piece], int]:
     return [Piece(b, h, g) for b in cut(B, B) for h in cut(Hkv, Hkv) for g in cut(G, parts)], threads
 
 
-def cut(size: int, parts: int) -> list[slice]:
-    """0 … size in slices as equal as can be, none empty."""
-    ends = [size * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(ends) if a < b]
-
-
 def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> Inputs:
     """Gradients of the inputs, where they exist.
 
     Pieces that have keys or a bias in common add to gradients of their own; these are summed in the pieces' order.
     """
     given, (plan, x) = x, fitted(plan, x)
-    d_o = d_o.to(x.q.dtype)
-    d_o = F.pad(d_o, (0, x.v.shape[3] - d_o.shape[4])).contiguous()
-    grads = Inputs(*(None if t is None else torch.zeros_like(t) for t in x))  # type: ignore[arg-type]
+    d_o = whole_panels(d_o.to(x.q.dtype), x.v.shape[3])
+    added = Inputs(*(None if t is None else torch.zeros_like(t) for t in x._replace(q=None)))  # type: ignore[arg-type]
+    grads = added._replace(q=torch.empty_like(x.q))
     common = x.bias is not None and x.bias.shape[0] == 1 < x.q.shape[0]
     of_keys, of_bias = {0: grads}, {0: grads.bias}
 
@@ -174,26 +173,18 @@ def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> In
 
 def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[Piece], Tensors]) -> None:
     """Call an entry of the library on all the work. tensors: what a piece reads and writes beside."""
-    real = has_memory(x.q)  # fake tensors go through for what is allocated
-    compiled = getattr(library(SOURCE), f"{entry}_{named(x.q.dtype)}")
-    compiled.restype = ctypes.c_int64
     division, threads = pieces(plan, x)
     turning = table(call)
     works = [work_on(call, plan, x, turning | tensors(piece), piece) for piece in division]
-
-    size = compiled(ctypes.byref(works[0]))  # without memory to work in it says how much that is
-
-    def begin() -> Callable[[Work], None]:
-        memory = x.q.new_empty(size, dtype=torch.uint8)
-
-        def work(piece: Work) -> None:
-            if real:
-                piece.workspace = memory.data_ptr()
-                compiled(ctypes.byref(piece))
-
-        return work
-
-    share(works, begin, threads)
+    compiled, kind = library(SOURCE), named(x.q.dtype)
+    measure, function = getattr(compiled, f"size_{kind}"), getattr(compiled, f"{entry}_{kind}")
+    measure.restype, function.restype = ctypes.c_int64, None
+    size, threads = measure(ctypes.byref(works[0]), entry == "gradients"), min(threads, len(works))
+    memory = x.q.new_empty(threads, size, dtype=torch.uint8)
+    if has_memory(x.q):  # fake tensors go through for what is allocated
+        listed = (Work * len(works))(*works)
+        job = Job(works=ctypes.addressof(listed), count=len(works), memory=memory.data_ptr(), size=size)
+        together(function, ctypes.byref(job), threads)
 
 
 def named(dtype: torch.dtype) -> str:
@@ -205,9 +196,22 @@ def table(call: Call) -> Tensors:
     """Cosine and sine (M+T+1, K/2) of rotary angles at positions −M … T−1, and at M."""
     if call.rotary is None:
         return {}
-    M, T, device = call.window, call.q.shape[3], call.q.device
+    if not has_memory(call.rotary):
+        return angles(call.rotary, call.window, call.q.shape[3], call.wide_dtype)
+    return kept_angles(tuple(call.rotary.tolist()), call.window, call.q.shape[3], call.wide_dtype)
+
+
+@lru_cache(maxsize=1)
+def kept_angles(frequency: tuple[float, ...], M: int, T: int, dtype: torch.dtype) -> Tensors:
+    """All layers have the same, and forward and backward pass; angles in fp64 take a while."""
+    return angles(torch.tensor(frequency, dtype=torch.float64, device="cpu"), M, T, dtype)
+
+
+def angles(frequency: Tensor, M: int, T: int, dtype: torch.dtype) -> Tensors:
+    """See `table`."""
+    device = frequency.device
     position = torch.cat([torch.arange(-M, T, device=device), torch.tensor([M], device=device)])
-    cos, sin = turns(position, call.rotary, call.wide_dtype)
+    cos, sin = turns(position, frequency, dtype)
     return {"cos": cos, "sin": sin}
 
 
@@ -228,7 +232,17 @@ class Work(ctypes.Structure):
         *((name, View) for name in ("q", "k", "k_far", "v", "bias", "codebook", "count", "total", "codes")),
         *((name, View) for name in ("query_run", "key_run", "cos", "sin", "o", "lse")),
         *((name, View) for name in ("d_o", "d_q", "d_k", "d_k_far", "d_v", "d_bias", "d_total")),
-        ("workspace", ctypes.c_void_p),
+    ]
+
+
+class Job(ctypes.Structure):
+    """As in work.h, in its order."""
+
+    _fields_ = [
+        ("works", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "next")),
+        ("memory", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("size", "begun")),
     ]
 
 

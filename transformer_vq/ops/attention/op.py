@@ -105,7 +105,13 @@ def run_backward(call: Call, o: Tensor, notes: list[Tensor], d_o: Tensor) -> lis
     if call.linked:  # slices of what holds the call's own as well, and an op's outputs share no memory
         own = len(grads) - len(LEARNED)
         grads = [*grads[:own], *(g.clone() for g in grads[own:])]
-    return [g.to(x.dtype).contiguous() for g, x in zip(grads, call.learned(), strict=True)]
+    return [laid_out(g, x) for g, x in zip(grads, call.learned(), strict=True)]
+
+
+def laid_out(g: Tensor, x: Tensor) -> Tensor:
+    """A gradient in its tensor's type, and in memory as `torch.empty_like` lays out what is like that."""
+    strides = torch.empty_like(x, device="meta").stride()
+    return g.to(x.dtype) if g.stride() == strides else torch.empty_like(x).copy_(g)
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def _(*values: Any) -> list[Tensor]:
 
 @attend_backward_op.register_fake
 def _(*values: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in on_one_device(unflat(values)).learned()]
+    return [torch.empty_like(x) for x in on_one_device(unflat(values)).learned()]
 
 
 def on_one_device(call: Call) -> Call:

@@ -22,7 +22,14 @@ struct Work {
     View cos, sin;  // of rotary positions −M … T−1, as keys are numbered, and in one more row of M
     View o, lse;
     View d_o, d_q, d_k, d_k_far, d_v, d_bias, d_total;
-    void* workspace;
+};
+
+// Pieces of work, and memory for each thread that works on them.
+struct Job {
+    Work* works;
+    int64_t count, next;  // who is free takes the next
+    char* memory;
+    int64_t size, begun;  // bytes of a thread, and threads that have begun
 };
 }
 

@@ -373,25 +373,41 @@ struct List {
 };
 
 template <class R>
-int64_t run(const Work& w, bool backward) {
-    Arena arena{static_cast<char*>(w.workspace)};
+void run(const Work& w, bool backward, char* memory) {
+    Arena arena{memory};
     List<R> list(arena, w, backward);
-    if (!arena.base) return arena.used;
     for (int64_t b = w.b0; b < w.b1; b++)
         for (int64_t h = w.h0; h < w.h1; h++) {
             list.begin(b, h);
             backward ? list.back() : list.forward();
         }
-    return 0;
+}
+
+// What threads call, all with the same job.
+template <class R>
+void share(Job* job, bool backward) {
+    char* memory = job->memory + job->size * __atomic_fetch_add(&job->begun, 1, __ATOMIC_RELAXED);
+    for (int64_t n; (n = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;)
+        run<R>(job->works[n], backward, memory);
+}
+
+// Bytes that a thread needs.
+template <class R>
+int64_t size(const Work* w, bool backward) {
+    Arena arena{nullptr};
+    List<R>(arena, *w, backward);
+    return arena.used;
 }
 
 }  // namespace
 
-// Each returns 0; without a workspace it does nothing and returns the bytes of one.
-extern "C" int64_t attend_float32(const Work* w) { return run<float>(*w, false); }
-extern "C" int64_t attend_float64(const Work* w) { return run<double>(*w, false); }
-extern "C" int64_t gradients_float32(const Work* w) { return run<float>(*w, true); }
-extern "C" int64_t gradients_float64(const Work* w) { return run<double>(*w, true); }
+extern "C" void attend_float32(Job* job) { share<float>(job, false); }
+extern "C" void attend_float64(Job* job) { share<double>(job, false); }
+extern "C" void gradients_float32(Job* job) { share<float>(job, true); }
+extern "C" void gradients_float64(Job* job) { share<double>(job, true); }
+extern "C" int64_t size_float32(const Work* w, bool backward) { return size<float>(w, backward); }
+extern "C" int64_t size_float64(const Work* w, bool backward) { return size<double>(w, backward); }
 extern "C" int64_t size_of_work() { return sizeof(Work); }
+extern "C" int64_t size_of_job() { return sizeof(Job); }
 extern "C" int64_t panel_float32() { return Of<float>::NR; }
 extern "C" int64_t panel_float64() { return Of<double>::NR; }
