@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from transformer_vq.ops import rows, threads
 from transformer_vq.ops.kernels.compiler import library
@@ -23,7 +24,7 @@ def in_both(work, workers=1):
     for least in (1, 2**62):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rows, "WORTH", least)
-            patch.setattr(rows, "WORTH_A_THREAD", 0)
+            patch.setattr(rows, "WORTH_A_THREAD", 1)
             patch.setattr(rows, "outer_threads", lambda like: workers)
             found.append(work())
     return found
@@ -124,10 +125,54 @@ def test_what_is_not_for_it_goes_by_the_formulas(monkeypatch):
     assert not rows.possible(torch.ones(1, 1, 1, 1, rows.WORTH))
     assert not rows.possible(torch.ones(rows.WORTH, 2).T)
     assert not rows.possible(torch.ones(1, rows.WORTH, device="meta"))
+    assert not rows.possible(torch._neg_view(torch.ones(1, rows.WORTH)))
+    assert not rows.possible(torch.ones(1, rows.WIDEST + 1))
+    one, own = torch.ones(1, rows.WORTH), torch.ones(rows.WORTH)
+    assert rows.possible(one, own, own) and rows.possible(one, None, None)
+    assert not rows.possible(one, own, None)
+    assert not rows.possible(one, own[1:], own[1:])
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert not rows.possible(one)
     with torch._subclasses.FakeTensorMode():
         assert not rows.possible(torch.ones(1, rows.WORTH))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not rows.possible(torch.ones(1, rows.WORTH))
+
+
+@pytest.mark.parametrize("size", [rows.WORTH - 1, rows.WORTH + 1])
+def test_wrong_sizes_are_errors_as_by_the_formulas(size):
+    with pytest.raises(RuntimeError, match="match"):
+        rms_norm(torch.ones(2, size), torch.ones(size + 1), torch.zeros(size + 1), 1.0, 1e-6)
+    with pytest.raises(RuntimeError, match="match"):
+        swiglu(torch.ones(3, size | 1))
+
+
+def test_rows_that_overlap():
+    joint = torch.randn(40).unfold(0, 8, 1)[:16].requires_grad_()
+    got, want = in_both(lambda: value_and_gradients(swiglu, joint))
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    x = torch.randn(100).unfold(0, 8, 1)[:8].requires_grad_()
+    got, want = in_both(lambda: value_and_gradients(lambda x: rms_norm(x, None, None, 1.0, 1e-6), x))
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_in_batches():
+    x, g, b = torch.randn(5, 6, requires_grad=True), *(torch.randn(6, requires_grad=True) for _ in range(2))
+    slopes = torch.randn(3, 5, 6)
+    got, want = in_both(
+        lambda: torch.autograd.grad(rms_norm(x, g, b, 1.0, 1e-6), (x, g, b), slopes, is_grads_batched=True)
+    )
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_tracer_sees_the_formulas():
+    x = torch.randn(2, rows.WORTH)
+    for function in (swiglu, lambda x: rms_norm(x, None, None, 1.0, 1e-6)):
+        graph = make_fx(function)(torch.zeros_like(x))
+        torch.testing.assert_close(graph(x), function(x))
 
 
 def test_without_openmp_threads_are_ours(monkeypatch):

@@ -118,7 +118,7 @@ def test_scratch_that_a_thread_keeps_is_read_by_nobody_before_it_is_written(monk
     assert not blocks._lasting.__dict__
 
 
-def test_a_compiled_function_is_called_in_every_thread():
+def test_a_compiled_function_is_called_in_every_thread(two_threads):
     begun, meeting = [], threading.Barrier(2)
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops import rows
+from transformer_vq.ops.addresses import addressable
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, eps: float) -> Tensor:
@@ -26,7 +27,7 @@ class RMSNormed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, eps: float) -> Tensor:
         """See `rms_norm`."""
         ctx.scale, ctx.eps = scale, eps
-        if rows.possible(x):
+        if rows.possible(x, weight, bias):
             y, inverse = rows.norm(x, weight, bias, scale, eps)
             ctx.save_for_backward(x, inverse, weight)
             return y
@@ -42,7 +43,7 @@ class RMSNormed(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         """With h = d_y g:  dx = scale r (h − x r² mean(h x)),  dg = scale Σ d_y x r,  db = Σ d_y over all rows."""
         x, inverse, weight = ctx.saved_tensors
-        if rows.possible(x) and not torch.is_grad_enabled():
+        if rows.possible(x, weight) and addressable(inverse, d_y) and not torch.is_grad_enabled():
             return (*rows.norm_gradients(x, inverse, weight, d_y, ctx.scale), None, None)
         wide, d_y = x.to(inverse.dtype), d_y.to(inverse.dtype)
         if torch.is_grad_enabled():  # for a second derivative r is a function of x

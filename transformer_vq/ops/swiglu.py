@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformer_vq.ops import rows
+from transformer_vq.ops.addresses import addressable
 
 
 def swiglu(joint: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, joint: Tensor) -> Tensor:
         """See `swiglu`."""
         ctx.save_for_backward(joint)
-        if rows.possible(joint):
+        if joint.shape[-1] % 2 == 0 and rows.possible(joint):
             return rows.swiglu(joint)
         gate, up = joint.chunk(2, -1)
         return F.silu(gate).mul_(up)
@@ -33,7 +34,7 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
         """With s = σ(g): d_up = d g s,  d_gate = d u s (1 + g (1 − s))."""
         (joint,) = ctx.saved_tensors
-        if rows.possible(joint) and not torch.is_grad_enabled():
+        if rows.possible(joint) and addressable(d_y) and not torch.is_grad_enabled():
             return rows.swiglu_gradients(joint, d_y)
         gate, up = joint.chunk(2, -1)
         d_joint = torch.empty_like(joint)

@@ -76,15 +76,17 @@ def share(items: Sequence[Item], begin: Callable[[], Callable[[Item], None]], th
 
 
 def together(function: Any, argument: Any, threads: int) -> None:
-    """Call a compiled function with the same pointer in so many threads; those of PyTorch's own operations, if it can.
+    """Call a compiled function with the same pointer in so many of PyTorch's threads or more, until all return.
 
-    These wait for their next work with open eyes, where ours would have to be woken: a tenth of a millisecond and more.
-    The function hands out the work itself, and must return where none is left.
+    Those of PyTorch's own operations, if it can: they are awake still, where ours would have to be woken, which takes a
+    tenth of a millisecond and more. All of them are called, however few are needed, since OpenMP would end the others
+    and start them anew. So the function hands out the work itself, and returns at once where none is left.
+    As PyTorch's operations, not for a process that was forked after one.
     """
     if threads <= 1:
         function(argument)
     elif (begin := _openmp()) is not None:
-        begin(function, argument, ctypes.c_uint(threads), ctypes.c_uint(0))
+        begin(function, argument, ctypes.c_uint(0), ctypes.c_uint(0))
     else:
         share(range(threads), lambda: lambda _: function(argument), threads)
 

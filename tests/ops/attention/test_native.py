@@ -175,6 +175,23 @@ def test_an_uneven_division_is_shared_all_the_same(B, monkeypatch):
     assert set(seen) == {(3 * B, 2)}
 
 
+def test_more_threads_come_than_are_needed(monkeypatch):
+    monkeypatch.setattr(blockwise, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(native, "outer_threads", lambda like: 2)
+    case, before = attention_case(T=70, B=1, H=2, Hkv=2), torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        assert_same(run(case, "native"), run(case, "quadratic"), rtol=1e-10)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_queries_that_overlap_in_memory():
+    case = attention_case(T=8, B=1, H=1, Hkv=1, K=16)
+    case.tensors["q"] = torch.randn(60, dtype=torch.float64).unfold(0, 16, 1)[:8][None, None]
+    assert_same(run(case, "native"), run(case, "quadratic"), rtol=1e-10)
+
+
 def test_two_may_compile_at_once(no_library_yet):
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(compiler.attempt.__wrapped__, [native.SOURCE] * 2))

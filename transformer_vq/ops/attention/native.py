@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from transformer_vq.ops.addresses import addressable, rows_like
 from transformer_vq.ops.attention import blockwise
 from transformer_vq.ops.attention.block_length import NATIVE
 from transformer_vq.ops.attention.blocks import Plan
@@ -149,7 +150,7 @@ def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> In
     given, (plan, x) = x, fitted(plan, x)
     d_o = whole_panels(d_o.to(x.q.dtype), x.v.shape[3])
     added = Inputs(*(None if t is None else torch.zeros_like(t) for t in x._replace(q=None)))  # type: ignore[arg-type]
-    grads = added._replace(q=torch.empty_like(x.q))
+    grads = added._replace(q=rows_like(x.q))
     common = x.bias is not None and x.bias.shape[0] == 1 < x.q.shape[0]
     of_keys, of_bias = {0: grads}, {0: grads.bias}
 
@@ -183,7 +184,7 @@ def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[Piece]
     memory = x.q.new_empty(threads, size, dtype=torch.uint8)
     if has_memory(x.q):  # fake tensors go through for what is allocated
         listed = (Work * len(works))(*works)
-        job = Job(works=ctypes.addressof(listed), count=len(works), memory=memory.data_ptr(), size=size)
+        job = Job(works=ctypes.addressof(listed), count=len(works), memory=memory.data_ptr(), size=size, places=threads)
         together(function, ctypes.byref(job), threads)
 
 
@@ -196,7 +197,7 @@ def table(call: Call) -> Tensors:
     """Cosine and sine (M+T+1, K/2) of rotary angles at positions −M … T−1, and at M."""
     if call.rotary is None:
         return {}
-    if not has_memory(call.rotary):
+    if not addressable(call.rotary):
         return angles(call.rotary, call.window, call.q.shape[3], call.wide_dtype)
     return kept_angles(tuple(call.rotary.tolist()), call.window, call.q.shape[3], call.wide_dtype)
 
@@ -242,7 +243,7 @@ class Job(ctypes.Structure):
         ("works", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("count", "next")),
         ("memory", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("size", "begun")),
+        *((name, ctypes.c_int64) for name in ("size", "places", "begun")),
     ]
 
 

@@ -386,7 +386,9 @@ void run(const Work& w, bool backward, char* memory) {
 // What threads call, all with the same job.
 template <class R>
 void share(Job* job, bool backward) {
-    char* memory = job->memory + job->size * __atomic_fetch_add(&job->begun, 1, __ATOMIC_RELAXED);
+    const int64_t place = __atomic_fetch_add(&job->begun, 1, __ATOMIC_RELAXED);
+    if (place >= job->places) return;
+    char* memory = job->memory + job->size * place;
     for (int64_t n; (n = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;)
         run<R>(job->works[n], backward, memory);
 }

@@ -1,7 +1,7 @@
 // What is done row by row between products of matrices: root-mean-square norm, and SiLU(gate) ⊙ up.
 //
-// PyTorch goes through memory once for each operation of a formula; here each row is read once and written once, or
-// comes from the core's own cache when it is read again.
+// PyTorch goes through memory once for each operation of a formula; here each row comes from memory once and goes there
+// once; what is read again is in the core's own cache.
 
 #include "products.h"
 
@@ -16,7 +16,7 @@ struct Rows {
 // Must agree with rows.py, whose `Work` lists the same.
 struct RowWork {
     int64_t b, h, t, width;  // how many rows there are, and numbers in each
-    int64_t parts, next;     // of the rows: who is free takes the next
+    int64_t parts, *next;    // of the rows: who is free takes the next
     double scale, eps;
     Rows x, y, d_x, d_y, inverse;
     void *weight, *bias;
@@ -171,7 +171,7 @@ void swiglu_gradients(const RowWork w, int64_t part) {
 // What threads call, all with the same work.
 template <class Call>
 void share(RowWork* w, const Call& work) {
-    for (int64_t part; (part = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED)) < w->parts;) work(*w, part);
+    for (int64_t part; (part = __atomic_fetch_add(w->next, 1, __ATOMIC_RELAXED)) < w->parts;) work(*w, part);
 }
 
 }  // namespace

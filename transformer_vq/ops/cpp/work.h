@@ -29,7 +29,7 @@ struct Job {
     Work* works;
     int64_t count, next;  // who is free takes the next
     char* memory;
-    int64_t size, begun;  // bytes of a thread, and threads that have begun
+    int64_t size, places, begun;  // bytes for a thread, threads for which there are so many, and those that have come
 };
 }
 
