@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from transformer_vq.ops import rows, threads
+from transformer_vq.ops.attention import native
 from transformer_vq.ops.kernels.compiler import library
 from transformer_vq.ops.rms_norm import rms_norm
 from transformer_vq.ops.swiglu import swiglu
 
-pytestmark = pytest.mark.skipif(not rows.possible(torch.ones(1, rows.WORTH)), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(native.lack() is not None, reason="no C++ compiler")
 
 
 def in_both(work, workers=1):
