@@ -10,12 +10,21 @@ from pathlib import Path
 
 def cpu_name() -> str:
     """Like `Intel(R) Xeon(R) Processor @ 2.50GHz`."""
+    return _cpu().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> tuple[str, list[str]]:
+    """Like `AuthenticAMD` or `GenuineIntel`, and what it can do, as Linux names it; nothing where it is not told."""
+    found = _cpu()
+    return found.get("vendor_id", ""), found.get("flags", "").split()
+
+
+def _cpu() -> dict[str, str]:
+    """What Linux says of the first core."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    pairs = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def commit() -> str | None:

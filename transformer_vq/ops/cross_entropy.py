@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from transformer_vq.ops.linear import linear
+
 HELD = 2**24
 """So many logits are held at once, 64 MiB in fp32."""
 
 
 def linear_logits(x: Tensor, weight: Tensor, bias: Tensor, scale: float) -> Tensor:
     """scale · (x Wᵀ + b): (..., D) -> (..., V), fp32 or wider; the product is in the tensors' (or autocast's) type."""
-    logits = F.linear(x, weight, bias)
+    logits = linear(x, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transformer_vq.ops.addresses import addressable, rows_like
-from transformer_vq.ops.kernels.compiler import NotCompiled, library
+from transformer_vq.ops.kernels.compiler import compiles, entry
 from transformer_vq.ops.threads import outer_threads, together
 
 SOURCE = Path(__file__).with_name("cpp") / "rows.cpp"
@@ -46,16 +46,8 @@ def possible(x: Tensor, *common: Tensor | None) -> bool:
         and len(shared) in (0, len(common))
         and all(t.shape == x.shape[-1:] for t in shared)
         and addressable(x, *shared)
-        and _compiled()
+        and compiles(SOURCE)
     )
-
-
-def _compiled() -> bool:
-    try:
-        library(SOURCE)
-    except NotCompiled:
-        return False
-    return True
 
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, eps: float) -> tuple[Tensor, Tensor]:
@@ -112,7 +104,7 @@ class Work(ctypes.Structure):
 
 
 def _run(
-    entry: str,
+    name: str,
     inputs: dict[str, Tensor],
     outputs: dict[str, Tensor],
     common: dict[str, Tensor | None],
@@ -124,8 +116,8 @@ def _run(
     """Call an entry of the library on all rows of `inputs` and `outputs`, with what rows have in common."""
     x, width = inputs["x"], (inputs | outputs)["y" if "y" in outputs else "d_y"].shape[-1]
     order = sorted(range(x.dim() - 1), key=lambda axis: x.stride()[axis], reverse=True)  # as rows follow in memory
-    dense = {name: y if y.stride(-1) == 1 else y.contiguous() for name, y in inputs.items()} | outputs
-    shared = {name: y if name == "sums" else y.to(x.dtype).contiguous() for name, y in common.items() if y is not None}
+    dense = {key: y if y.stride(-1) == 1 else y.contiguous() for key, y in inputs.items()} | outputs
+    shared = {key: y if key == "sums" else y.to(x.dtype).contiguous() for key, y in common.items() if y is not None}
     begun = ctypes.c_int64(0)
     work = Work(
         *_three([x.shape[axis] for axis in order], 1),
@@ -134,11 +126,10 @@ def _run(
         next=ctypes.addressof(begun),
         scale=scale,
         eps=eps,
-        **{name: Rows(y.data_ptr(), *_three([y.stride(axis) for axis in order], 0)) for name, y in dense.items()},
-        **{name: y.data_ptr() for name, y in shared.items()},
+        **{key: Rows(y.data_ptr(), *_three([y.stride(axis) for axis in order], 0)) for key, y in dense.items()},
+        **{key: y.data_ptr() for key, y in shared.items()},
     )
-    compiled = getattr(library(SOURCE), f"{entry}_{str(x.dtype).removeprefix('torch.')}")
-    together(compiled, ctypes.byref(work), threads)
+    together(entry(SOURCE, name, x.dtype), ctypes.byref(work), threads)
 
 
 def _division(x: Tensor) -> tuple[int, int]:

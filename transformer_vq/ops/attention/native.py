@@ -31,7 +31,7 @@ from transformer_vq.ops.attention.by_hand import by_hand
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.chunk import Inputs
 from transformer_vq.ops.attention.rotary import turns
-from transformer_vq.ops.kernels.compiler import NotCompiled, library
+from transformer_vq.ops.kernels.compiler import NotCompiled, entry, library
 from transformer_vq.ops.threads import cut, outer_threads, together
 
 Tensors = dict[str, Tensor | None]
@@ -92,7 +92,7 @@ def manner(call: Call) -> Manner:
 
 def fitted(plan: Plan, x: Inputs) -> tuple[Plan, Inputs]:
     """Keys and values of whole panels, with zeros; and rows without gaps."""
-    panel = getattr(library(SOURCE), f"panel_{named(x.q.dtype)}")()
+    panel = entry(SOURCE, "panel", x.q.dtype)()
 
     def fit(t: Tensor) -> Tensor:
         return whole_panels(t, t.shape[-1] + -t.shape[-1] % panel)
@@ -172,25 +172,19 @@ def gradients(call: Call, plan: Plan, x: Inputs, d_o: Tensor, lse: Tensor) -> In
     return Inputs(*whole)  # type: ignore[arg-type]
 
 
-def run(entry: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[Piece], Tensors]) -> None:
+def run(name: str, call: Call, plan: Plan, x: Inputs, tensors: Callable[[Piece], Tensors]) -> None:
     """Call an entry of the library on all the work. tensors: what a piece reads and writes beside."""
     division, threads = pieces(plan, x)
     turning = table(call)
     works = [work_on(call, plan, x, turning | tensors(piece), piece) for piece in division]
-    compiled, kind = library(SOURCE), named(x.q.dtype)
-    measure, function = getattr(compiled, f"size_{kind}"), getattr(compiled, f"{entry}_{kind}")
+    measure, function = (entry(SOURCE, of, x.q.dtype) for of in ("size", name))
     measure.restype, function.restype = ctypes.c_int64, None
-    size, threads = measure(ctypes.byref(works[0]), entry == "gradients"), min(threads, len(works))
+    size, threads = measure(ctypes.byref(works[0]), name == "gradients"), min(threads, len(works))
     memory = x.q.new_empty(threads, size, dtype=torch.uint8)
     if has_memory(x.q):  # fake tensors go through for what is allocated
         listed = (Work * len(works))(*works)
         job = Job(works=ctypes.addressof(listed), count=len(works), memory=memory.data_ptr(), size=size, places=threads)
         together(function, ctypes.byref(job), threads)
-
-
-def named(dtype: torch.dtype) -> str:
-    """float32, float64."""
-    return str(dtype).removeprefix("torch.")
 
 
 def table(call: Call) -> Tensors:

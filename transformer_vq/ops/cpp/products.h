@@ -40,47 +40,71 @@ inline void store(R* x, typename Of<R>::vec y) {
     *reinterpret_cast<typename Of<R>::loose*>(x) = y;
 }
 
-// C (rows x NR) = or += A B: A's element (i, k) at A[i·ai + k·ak], B's row k at B + k·bk.
-template <class R, int rows>
-inline void micro(int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C, int64_t ci,
-                  bool add) {
+// sum += a b, all in registers. Left to itself the compiler reads b again for every use, or moves sums about: a kernel
+// does as many operations as a processor can begin, and no more, on which its neighbour may live too.
+template <class R>
+__attribute__((always_inline)) inline void add_product(typename Of<R>::vec& sum, typename Of<R>::vec a,
+                                                       typename Of<R>::vec b) {
+#if defined(__FMA__)
+    if constexpr (sizeof(R) == 4)
+        asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    else
+        asm("vfmadd231pd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+    sum += a * b;
+#endif
+}
+
+// C (rows x NR) = or += A B: A's row i at A + i·lda, or Aᵀ's row k at A + k·lda (upright); B's row k at B + k·ldb.
+template <class R, bool upright, int rows>
+inline void micro(int64_t depth, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc, bool add) {
     using F = Of<R>;
+    constexpr int STEPS = 4;  // between two looks at whether there are more
     typename F::vec left[rows], right[rows];
+    const R* at[rows];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        left[i] = add ? load(C + i * ci) : typename F::vec{};
-        right[i] = add ? load(C + i * ci + F::VL) : typename F::vec{};
+        at[i] = A + i * lda;
+        if (!upright) asm("" : "+r"(at[i]));  // or it would make addresses of i·lda + k, more than there are registers
+        left[i] = add ? load(C + i * ldc) : typename F::vec{};
+        right[i] = add ? load(C + i * ldc + F::VL) : typename F::vec{};
     }
-    for (int64_t k = 0; k < depth; k++, A += ak, B += bk) {
-        const auto b0 = load(B), b1 = load(B + F::VL);
+    const auto step = [&](int64_t k, int u) __attribute__((always_inline)) {
+        const auto b0 = load(B + u * ldb), b1 = load(B + u * ldb + F::VL);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
-            const R a = A[i * ai];
-            left[i] += a * b0;
-            right[i] += a * b1;
+            const auto a = (upright ? A[u * lda + i] : at[i][k + u]) - typename F::vec{};
+            add_product<R>(left[i], a, b0);
+            add_product<R>(right[i], a, b1);
         }
+    };
+    int64_t k = 0;
+    for (; k + STEPS <= depth; k += STEPS, A += upright ? STEPS * lda : 0, B += STEPS * ldb) {
+#pragma GCC unroll 4
+        for (int u = 0; u < STEPS; u++) step(k, u);
     }
+    for (; k < depth; k++, A += upright ? lda : 0, B += ldb) step(k, 0);
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) store(C + i * ci, left[i]), store(C + i * ci + F::VL, right[i]);
+    for (int i = 0; i < rows; i++) store(C + i * ldc, left[i]), store(C + i * ldc + F::VL, right[i]);
 }
 
 // The same for 1 … MR rows.
-template <class R>
-inline void micro(int64_t rows, int64_t depth, const R* A, int64_t ai, int64_t ak, const R* B, int64_t bk, R* C,
-                  int64_t ci, bool add) {
+template <class R, bool upright>
+inline void micro(int64_t rows, int64_t depth, const R* A, int64_t lda, const R* B, int64_t ldb, R* C, int64_t ldc,
+                  bool add) {
     switch (rows) {
         case 1:
-            return micro<R, 1>(depth, A, ai, ak, B, bk, C, ci, add);
+            return micro<R, upright, 1>(depth, A, lda, B, ldb, C, ldc, add);
         case 2:
-            return micro<R, 2>(depth, A, ai, ak, B, bk, C, ci, add);
+            return micro<R, upright, 2>(depth, A, lda, B, ldb, C, ldc, add);
         case 3:
-            return micro<R, 3>(depth, A, ai, ak, B, bk, C, ci, add);
+            return micro<R, upright, 3>(depth, A, lda, B, ldb, C, ldc, add);
         case 4:
-            return micro<R, 4>(depth, A, ai, ak, B, bk, C, ci, add);
+            return micro<R, upright, 4>(depth, A, lda, B, ldb, C, ldc, add);
         case 5:
-            return micro<R, 5>(depth, A, ai, ak, B, bk, C, ci, add);
+            return micro<R, upright, 5>(depth, A, lda, B, ldb, C, ldc, add);
         case 6:
-            return micro<R, 6>(depth, A, ai, ak, B, bk, C, ci, add);
+            return micro<R, upright, 6>(depth, A, lda, B, ldb, C, ldc, add);
     }
 }
 
@@ -116,19 +140,19 @@ void by_panels(int64_t rows, const Band& band, int64_t depth, const R* A, int64_
     constexpr int NR = Of<R>::NR;
     for (int64_t c = 0; c < band.width; c += NR)
         in_groups(band.top(c, rows), band.bottom(c + NR, rows), [&](int64_t r, int64_t n) {
-            micro(n, depth, A + r * lda, lda, 1, panels + c * depth, NR, C + r * ldc + c, ldc, false);
+            micro<R, false>(n, depth, A + r * lda, lda, panels + c * depth, NR, C + r * ldc + c, ldc, false);
         });
 }
 
 // C (rows x width) = or += A (rows x band) times stripes, `stripe` numbers each; A is 0 where it is not seen.
 template <class R>
-void by_stripes(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* stripes, int64_t stripe,
-                R* C, int64_t ldc, bool add) {
+void by_stripes(int64_t rows, int64_t width, const Band& band, const R* A, int64_t lda, const R* stripes,
+                int64_t stripe, R* C, int64_t ldc, bool add) {
     constexpr int NR = Of<R>::NR;
     for (int64_t c = 0; c < width; c += NR, stripes += stripe)
         in_groups(0, rows, [&](int64_t r, int64_t n) {
             const int64_t k = band.first(r), depth = std::max<int64_t>(0, band.last(r + n - 1) - k);
-            micro(n, depth, A + r * lda + k, lda, 1, stripes + k * NR, NR, C + r * ldc + c, ldc, add);
+            micro<R, false>(n, depth, A + r * lda + k, lda, stripes + k * NR, NR, C + r * ldc + c, ldc, add);
         });
 }
 
@@ -140,7 +164,7 @@ void add_transposed(int64_t a, int64_t width, const Band& band, int64_t rows, co
         in_groups(a, band.width, [&](int64_t k, int64_t n) {
             const int64_t r = band.top(k, rows), depth = band.bottom(k + n, rows) - r;
             if (depth > 0)
-                micro(n, depth, A + r * lda + k, 1, lda, B + r * ldb + c, ldb, C + (k - a) * ldc + c, ldc, true);
+                micro<R, true>(n, depth, A + r * lda + k, lda, B + r * ldb + c, ldb, C + (k - a) * ldc + c, ldc, true);
         });
 }
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
@@ -31,6 +32,16 @@ def library(source: Path) -> ctypes.CDLL:
     if isinstance(found, str):
         raise NotCompiled(found)
     return found
+
+
+def compiles(source: Path) -> bool:
+    """Whether there is a library."""
+    return not isinstance(attempt(source), str)
+
+
+def entry(source: Path, name: str, dtype: object) -> Any:
+    """A function of a library, for numbers of a type of torch's."""
+    return getattr(library(source), f"{name}_{str(dtype).removeprefix('torch.')}")
 
 
 @cache
