@@ -40,8 +40,9 @@ inline void store(R* x, typename Of<R>::vec y) {
     *reinterpret_cast<typename Of<R>::loose*>(x) = y;
 }
 
-// sum += a b, all in registers. Left to itself the compiler reads b again for every use, or moves sums about: a kernel
-// does as many operations as a processor can begin, and no more, on which its neighbour may live too.
+// sum += a b, all in registers. A core shares what it can begin with its neighbour on the same silicon, so a kernel must
+// begin few operations for each multiplication: left to themselves, compilers read b again for every use and move sums
+// from register to register.
 template <class R>
 __attribute__((always_inline)) inline void add_product(typename Of<R>::vec& sum, typename Of<R>::vec a,
                                                        typename Of<R>::vec b) {
@@ -65,15 +66,17 @@ inline void micro(int64_t depth, const R* A, int64_t lda, const R* B, int64_t ld
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
         at[i] = A + i * lda;
-        if (!upright) asm("" : "+r"(at[i]));  // or it would make addresses of i·lda + k, more than there are registers
+        if (!upright) asm("" : "+r"(at[i]));  // or there would be addresses of i·lda + k, more than registers
         left[i] = add ? load(C + i * ldc) : typename F::vec{};
         right[i] = add ? load(C + i * ldc + F::VL) : typename F::vec{};
     }
     const auto step = [&](int64_t k, int u) __attribute__((always_inline)) {
         const auto b0 = load(B + u * ldb), b1 = load(B + u * ldb + F::VL);
+        const R* across = A + u * lda;
+        if (upright && !__builtin_constant_p(lda)) asm("" : "+r"(across));  // as above
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
-            const auto a = (upright ? A[u * lda + i] : at[i][k + u]) - typename F::vec{};
+            const auto a = (upright ? across[i] : at[i][k + u]) - typename F::vec{};
             add_product<R>(left[i], a, b0);
             add_product<R>(right[i], a, b1);
         }
