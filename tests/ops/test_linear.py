@@ -101,9 +101,6 @@ def test_what_is_not_for_it_goes_to_torch(monkeypatch):
         assert linear(x, w, b).dtype == torch.bfloat16
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         assert not possible(x, w, b)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not possible(x, w, b)
     monkeypatch.setattr(ours, "quicker", lambda: False)
     assert not possible(x, w, b)
 
@@ -121,7 +118,7 @@ def test_what_is_not_for_it_goes_to_torch(monkeypatch):
 def test_processors_on_which_it_was_measured(monkeypatch, vendor, flags, quicker):
     monkeypatch.undo()
     monkeypatch.setattr(ours, "cpu_flags", lambda: (vendor, flags.split()))
-    assert ours.quicker.__wrapped__() is quicker
+    assert ours._quicker.__wrapped__() is quicker
 
 
 @pytest.mark.parametrize("sizes", [((5, 6), (7, 5)), ((5, 6), (7, 6, 1)), ((5, 6), (6,), (7,))])
@@ -193,7 +190,22 @@ def test_the_module_is_torchs_but_for_its_products():
     x = random(40, 6)
     assert isinstance(mine, nn.Linear)
     torch.testing.assert_close(mine(x), theirs(x))
-    torch.testing.assert_close(torch.compile(mine, backend="eager", fullgraph=True)(x), theirs(x))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_compiled_in_one_graph_it_is_the_same(biased):
+    x, w, slope = random(3, 50, 6), random(7, 6), random(3, 50, 7).detach()
+    inputs = [x, w, *([random(7)] if biased else [])]
+    graph = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    for got, want in zip(*(value_and_gradients(f, slope, *inputs) for f in (graph, linear)), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_the_compiler_gets_what_it_needs_to_know():
+    a, b = random(40, 6).detach(), random(40, 7).detach()
+    torch.library.opcheck(torch.ops.transformer_vq.product, (a, b[:6], b[0]))
+    torch.library.opcheck(torch.ops.transformer_vq.product, (a, b[:6], None))
+    torch.library.opcheck(torch.ops.transformer_vq.transposed, (a, b))
 
 
 def test_python_and_c_agree_on_what_is_handed_over():

@@ -23,13 +23,13 @@ from transformer_vq.files import read_text, write_text
 SECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention": ("attention", {"lengths": (2048, 8192, 16_384), "repeats": 5}),
     "attention-long": ("attention", {"lengths": (32_768,), "repeats": 3}),
-    "train": ("train", {"lengths": (512, 4096, 8192), "repeats": 5}),
-    "compiled": ("train", {"lengths": (512, 4096), "repeats": 5, "compiled": True}),
+    "train": ("train", {"lengths": (512, 4096, 8192), "repeats": 9}),
+    "compiled": ("train", {"lengths": (512, 4096), "repeats": 9, "compiled": True}),
     "generation": ("generation", {"positions": (1024, 16_384), "repeats": 100}),
     "quantize": ("quantize", {}),
     "images": ("images", {}),
 }
-"""By section: its benchmark and options, so that each takes at most about 100 s on two cores."""
+"""By section: its benchmark and options, so that each takes at most about three minutes on two cores."""
 ON_GPU: dict[str, dict[str, Any]] = {
     "attention": {
         "lengths": (4096, 8192, 32_768, 131_072), "compare_up_to": 131_072, "heads": 8, "width": 128, "codes": 512,

@@ -2,7 +2,7 @@
 
 On AMD's processors that library keeps two cores at two thirds of what they can do, since its kernels begin as many
 operations as they can while a neighbour of the core takes every second turn; ours begin fewer. On all others, and for
-few numbers, 16 bits, subclasses of tensors, compiled graphs: PyTorch's.  Oracle: `torch.nn.functional.linear`.
+few numbers, 16 bits, subclasses of tensors: PyTorch's.  Oracle: `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         """d_x = d_y W,  d_W = d_yᵀ x,  d_b = Σ d_y."""
         x, weight = ctx.saved_tensors
-        ours = addressable(x, weight, d_y) and not torch.is_grad_enabled()
+        ours = _may_be_handed_over(x, weight, d_y) and not torch.is_grad_enabled()
         d_x = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
             d_x = product(as_rows(d_y), weight).view_as(x) if ours else d_y @ weight
@@ -73,8 +73,8 @@ def possible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether such a product is made here."""
     given = (x, weight) if bias is None else (x, weight, bias)
     return (
-        not torch.compiler.is_compiling()
-        and x.dtype == torch.float32
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
         and x.dim() > 1
         and weight.dim() == 2
         and x.numel() >= WORTH_ROWS * x.shape[-1]
@@ -83,20 +83,42 @@ def possible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.shape == weight.shape[:1])
         and all(t.dtype == x.dtype for t in given)
         and not torch.is_autocast_enabled("cpu")
-        and addressable(*given)
+        and _may_be_handed_over(*given)
         and quicker()
     )
 
 
-@cache
+def _may_be_handed_over(*tensors: Tensor) -> bool:
+    """To a library; a compiler gets operations of ours, which it leaves alone."""
+    return torch.compiler.is_compiling() or addressable(*tensors)
+
+
 def quicker() -> bool:
     """Whether this was measured on such a processor: AMD's with AVX2, and not AVX-512. And whether it is compiled."""
+    return _quicker()
+
+
+@cache
+def _quicker() -> bool:
     vendor, flags = cpu_flags()
     return vendor == "AuthenticAMD" and "avx2" in flags and "avx512f" not in flags and compiles(SOURCE)
 
 
+# As in attention/dispatch.py: what does not change is found before a compiler looks on.
+quicker._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """A B + b: (M, D), (D, N), (N,) -> (M, N)."""
+    return _product_op(a, b, bias) if torch.compiler.is_compiling() else _product(a, b, bias)
+
+
+def transposed(a: Tensor, b: Tensor) -> Tensor:
+    """Aᵀ B: (M, D), (M, N) -> (D, N)."""
+    return _transposed_op(a, b) if torch.compiler.is_compiling() else _transposed(a, b)
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     a, c = rows_of(a), a.new_empty(len(a), b.shape[1])
     panel = entry(SOURCE, "panel", a.dtype)()
     missing = -b.shape[1] % panel
@@ -112,8 +134,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return c
 
 
-def transposed(a: Tensor, b: Tensor) -> Tensor:
-    """Aᵀ B: (M, D), (M, N) -> (D, N)."""
+def _transposed(a: Tensor, b: Tensor) -> Tensor:
     a, b = rows_of(a), rows_of(b)
     M, D, N = len(a), a.shape[1], b.shape[1]
     high, wide = even(D, SIDE), even(N, SIDE)
@@ -126,7 +147,13 @@ def transposed(a: Tensor, b: Tensor) -> Tensor:
         **{"a": a.data_ptr(), "b": b.data_ptr(), "c": c.data_ptr()},
     )
     run("transposed", work, a)
-    return c[0] if len(c) == 1 else c.sum(0)
+    return c.squeeze(0) if len(c) == 1 else c.sum(0)
+
+
+_product_op = torch.library.custom_op("transformer_vq::product", _product, mutates_args=())
+_product_op.register_fake(lambda a, b, bias: a.new_empty(a.shape[0], b.shape[1]))
+_transposed_op = torch.library.custom_op("transformer_vq::transposed", _transposed, mutates_args=())
+_transposed_op.register_fake(lambda a, b: a.new_empty(a.shape[1], b.shape[1]))
 
 
 class Work(ctypes.Structure):
