@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from transformer_vq.machine import cpu_flags
 from transformer_vq.ops.addresses import addressable
@@ -90,7 +91,9 @@ def possible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _may_be_handed_over(*tensors: Tensor) -> bool:
     """To a library; a compiler gets operations of ours, which it leaves alone."""
-    return torch.compiler.is_compiling() or addressable(*tensors)
+    if torch.compiler.is_compiling():
+        return all(type(t) in (Tensor, Parameter) for t in tensors)
+    return addressable(*tensors)
 
 
 def quicker() -> bool:
