@@ -5,6 +5,9 @@ Letters and arguments: triton.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +27,9 @@ from transformer_vq.ops.kernels.rows import Rows, rows
 
 SCRATCH = 2**26
 """Entries of the gradient of a bias that exist at once, where they are added up over rows or time: 256 MB."""
+
+
+_rehearsing = ContextVar("rehearsing", default=False)
 
 
 class Caches(NamedTuple):
@@ -80,14 +86,14 @@ def caches(plan: Plan, shape: Shape, v: Tensor) -> Caches:
     run = plan.codes if plan.run is None else plan.run  # a pointer, if only one that is not followed
     shared = {"HK": Hkv, "C": plan.C, "BS": tile.rows, "RUNS": runs, **shape.value_width, **options(tile)}
     if N > 1:
-        sums_kernel[(N - 1, tiles_of_codes, B * Hkv)](
+        launched(sums_kernel, (N - 1, tiles_of_codes, B * Hkv))(
             rows(v), plan.codes, rows(v if past is None else past.v), plan.codes if past is None else past.codes,
             run if past is None else past.run, run, added, sums, T, plan.M, S, N,
             BJ=tile.columns, PAST=past is not None, **shared, **shape.products,
         )  # fmt: skip
     log_count = torch.empty(B, Hkv, N, S, dtype=shape.wide, device=v.device)
     mean = torch.empty(B, Hkv, N, S, V, dtype=v.dtype, device=v.device)
-    scan_kernel[(tiles_of_codes, B * Hkv)](
+    launched(scan_kernel, (tiles_of_codes, B * Hkv))(
         added, sums, plan.count, plan.mean, run, log_count, mean, T, S, N, ACC=shape.acc, **shared
     )
     filled = (log_count.amax(-1) > float("-inf")).to(torch.int32) * S
@@ -131,6 +137,21 @@ def tiles_of_queries(plan: Plan, T: int, rows_of_tile: int) -> int:
     return tiles
 
 
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Memory is allocated in here and no kernel is launched, whatever the tensors' device."""
+    token = _rehearsing.set(True)
+    try:
+        yield
+    finally:
+        _rehearsing.reset(token)
+
+
+def launched(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+    """What launches a kernel over a grid, or does nothing."""
+    return (lambda *_, **__: None) if _rehearsing.get() else kernel[grid]
+
+
 @on_its_device
 def attend(
     plan: Plan, q: Tensor, q_far: Tensor | None, k: Tensor, k_far: Tensor | None, v: Tensor, bias: Tensor | None
@@ -141,7 +162,7 @@ def attend(
     cache = caches(plan, shape, v)
     o = torch.empty(B, H, T, shape.V, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=shape.wide, device=q.device)
-    forward_kernel[(tiles_of_queries(plan, T, tile.rows), H, B)](
+    launched(forward_kernel, (tiles_of_queries(plan, T, tile.rows), H, B))(
         *common_arguments(plan, shape, cache, q, q_far, k, k_far, v, bias), rows(o), lse, T, plan.M, shape.S, shape.N,
         C=plan.C, BM=tile.rows, BN=tile.columns, PAST=plan.past is not None, SPLIT=tile.split, **shape.pairs,
         **options(tile),
@@ -177,7 +198,7 @@ def gradients(
     R, carry, groups = sweep(plan, shape, cache, shared[1], lse, rows(d_o)) if swept else (lse, lse, 0)
     dk, dv = torch.empty(k.shape, dtype=k.dtype, device=k.device), torch.empty(v.shape, dtype=v.dtype, device=v.device)
     dk_far = None if k_far is None else torch.empty_like(dk)
-    keys_kernel[(triton.cdiv(shape.T, tile.rows), shape.Hkv, shape.B)](
+    launched(keys_kernel, (triton.cdiv(shape.T, tile.rows), shape.Hkv, shape.B))(
         *shared[:5], plan.codes, shared[9], *shared[14:18], lse, rows(d_o), delta, R, carry,
         rows(dk), rows(dk if dk_far is None else dk_far), rows(dv), shape.T, plan.M, shape.S, shape.N, groups,
         C=plan.C, L=plan.L, U=plan.tiles.group, BM=tile.columns, BN=tile.rows, SWEPT=swept,
@@ -200,7 +221,7 @@ def queries(
     constants |= shape.pairs
 
     def launch(first: int, last: int, slice0: int, length: int, target: Tensor) -> None:
-        queries_kernel[(last - first, H, B)](
+        launched(queries_kernel, (last - first, H, B))(
             *shared, *outputs, target, T, M, shape.S, shape.N, first, slice0, length, **constants, **options(tile)
         )
 
@@ -242,12 +263,12 @@ def sweep(plan: Plan, shape: Shape, cache: Caches, q_far: Rows, lse: Tensor, d_o
     carry = torch.empty_like(out)
     run = plan.codes if plan.run is None else plan.run
     shared = {"C": plan.C, "U": U, "BS": tile.rows, "RUNS": plan.run is not None, **shape.value_width}
-    sweep_kernel[(triton.cdiv(S, tile.rows), groups, B * Hkv)](
+    launched(sweep_kernel, (triton.cdiv(S, tile.rows), groups, B * Hkv))(
         q_far, plan.codebook, cache.log_count, cache.added, run, lse, d_o, R, out, shape.T, S, N,
         BM=tile.columns, SCALE=plan.scale, **shared, **shape.heads, **shape.key_width, **shape.products,
         **options(tile),
     )  # fmt: skip
-    chain_kernel[(triton.cdiv(S, tile.rows), B * Hkv)](
+    launched(chain_kernel, (triton.cdiv(S, tile.rows), B * Hkv))(
         out, carry, run, shape.T, S, N, groups, HK=Hkv, ACC=shape.acc, **shared, **options(tile)
     )
     return R, carry, groups

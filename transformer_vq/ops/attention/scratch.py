@@ -27,8 +27,6 @@ from transformer_vq.ops.live_bytes import Inside, LiveBytes
 
 WHOLE = 8
 """Chunks of queries (B·Hkv·G·T) up to which a call is run as it is."""
-RENEWAL = 512
-"""Tokens between two renewals of the cache in the fused kernels, about."""
 
 
 def inside(backend: Callable[[int], str], device: str) -> dict[Any, Inside]:
@@ -57,7 +55,10 @@ def inside(backend: Callable[[int], str], device: str) -> dict[Any, Inside]:
 def scratch(call: Call, keep: bool, backward: bool) -> int:
     """Bytes. keep: a backward pass will follow. backward: this is it.  Call inside of FakeTensorMode."""
     if call.backend == "triton":
-        return _fused(call, backward)
+        from transformer_vq.ops.attention.launch import rehearsal  # imports triton
+
+        with rehearsal():
+            return _measured(call, keep, backward)
     rows, tokens = call.q.shape[0], call.q.shape[3]
     at = rows * tokens
     width = call.q.shape[1] * call.q.shape[2]
@@ -71,14 +72,6 @@ def scratch(call: Call, keep: bool, backward: bool) -> int:
     small = _measured(_piece(call, *half), keep, backward)
     slope = max(0.0, (large - small) / (b * t - half[0] * half[1]))
     return round(large + slope * (at - b * t))
-
-
-def _fused(call: Call, backward: bool) -> int:
-    """Means of every block, the sums that they are made of, and what flows back through them."""
-    B, Hkv, T, V = call.v.shape
-    wide, narrow = call.wide_dtype.itemsize, call.v.dtype.itemsize
-    blocks = B * Hkv * -(-T // RENEWAL) * call.codebook.shape[1] if call.cache else 0
-    return blocks * (V * (wide + narrow + (wide if backward else 0)) + 2 * wide)
 
 
 def _measured(call: Call, keep: bool, backward: bool) -> int:

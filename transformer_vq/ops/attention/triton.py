@@ -37,7 +37,7 @@ def refusal(device: torch.device | str) -> str | None:
     kind = torch.device(device).type
     if kind == "cpu" and not interpreted():
         return "backend triton: needs a GPU, and tensors are on cpu; TRITON_INTERPRET=1 interprets it there (very slow)"
-    if kind not in ("cpu", "cuda"):
+    if kind not in ("cpu", "cuda", "meta"):  # without numbers: what memory it takes, and what is compiled
         return f"backend triton: needs a GPU, and tensors are on {kind}"
     return None
 

@@ -14,6 +14,7 @@
 //        L block  N blocks; keys count from the first carried one: key j stands at position j−M, query t at key t+M
 
 #include "cache.h"
+#include "pieces.h"
 
 namespace {
 
@@ -389,8 +390,7 @@ void share(Job* job, bool backward) {
     const int64_t place = __atomic_fetch_add(&job->begun, 1, __ATOMIC_RELAXED);
     if (place >= job->places) return;
     char* memory = job->memory + job->size * place;
-    for (int64_t n; (n = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;)
-        run<R>(job->works[n], backward, memory);
+    each_piece(&job->next, job->count, [&](int64_t n) { run<R>(job->works[n], backward, memory); });
 }
 
 // Bytes that a thread needs.

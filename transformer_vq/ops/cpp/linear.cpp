@@ -3,6 +3,7 @@
 // What the micro kernel reads is copied first, into blocks that stay in a core's own cache. A tile's sums follow k in
 // order, so no number depends on how rows are shared among blocks and threads.
 
+#include "pieces.h"
 #include "products.h"
 
 extern "C" {
@@ -31,16 +32,6 @@ float* kept(int64_t count) {
     if (int64_t(memory.size()) < count + LINE) memory.resize(count + LINE);
     const int64_t at = reinterpret_cast<std::uintptr_t>(memory.data()) / sizeof(float);
     return memory.data() + up(at, LINE) - at;
-}
-
-// Call work(piece) until none of `count` is left.
-template <class Call>
-void each_piece(int64_t* next, int64_t count, const Call& work) {
-    for (;;) {
-        const int64_t piece = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (piece >= count) return;
-        work(piece);
-    }
 }
 
 // C (rows x width) = or += A B in a core's cache: A's rows lie `lda` apart or, upright, its columns; in groups of MR,

@@ -3,6 +3,7 @@
 // PyTorch goes through memory once for each operation of a formula; here each row comes from memory once and goes there
 // once; what is read again is in the core's own cache.
 
+#include "pieces.h"
 #include "products.h"
 
 extern "C" {
@@ -171,7 +172,7 @@ void swiglu_gradients(const RowWork w, int64_t part) {
 // What threads call, all with the same work.
 template <class Call>
 void share(RowWork* w, const Call& work) {
-    for (int64_t part; (part = __atomic_fetch_add(w->next, 1, __ATOMIC_RELAXED)) < w->parts;) work(*w, part);
+    each_piece(w->next, w->parts, [&](int64_t part) { work(*w, part); });
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ def on_its_device(launches: Launches) -> Launches:
 
 
 def architecture(device: torch.device) -> int:
-    """90 for sm_90; 0 without a GPU."""
-    if device.type != "cuda" or not torch.cuda.is_available():
+    """90 for sm_90; 0 without a GPU. Of tensors without numbers: the current GPU's."""
+    if device.type not in ("cuda", "meta") or not torch.cuda.is_available():
         return 0
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = torch.cuda.get_device_capability(device if device.type == "cuda" else None)
     return 10 * major + minor
