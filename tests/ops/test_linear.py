@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from transformer_vq.models.linear import Linear
+from transformer_vq.config import TransformerVQConfig
+from transformer_vq.models import TransformerVQ
+from transformer_vq.models.linear import mapped
 from transformer_vq.ops import linear as ours
 from transformer_vq.ops import threads
 from transformer_vq.ops.attention import native
@@ -118,7 +120,7 @@ def test_what_is_not_for_it_goes_to_torch(monkeypatch):
 def test_processors_on_which_it_was_measured(monkeypatch, vendor, flags, quicker):
     monkeypatch.undo()
     monkeypatch.setattr(ours, "cpu_flags", lambda: (vendor, flags.split()))
-    assert ours._quicker.__wrapped__() is quicker
+    assert ours.quicker.__wrapped__() is quicker
 
 
 @pytest.mark.parametrize("sizes", [((5, 6), (7, 5)), ((5, 6), (7, 6, 1)), ((5, 6), (6,), (7,))])
@@ -182,30 +184,119 @@ def test_without_openmp_threads_are_ours(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_the_module_is_torchs_but_for_its_products():
-    torch.manual_seed(0)
-    mine = Linear(6, 7)
-    theirs = nn.Linear(6, 7)
-    theirs.load_state_dict(mine.state_dict())
-    x = random(40, 6)
-    assert isinstance(mine, nn.Linear)
-    torch.testing.assert_close(mine(x), theirs(x))
+def in_both(work):
+    """What `work` returns with products in C++, which must be made, and by torch."""
+    made, product = [], ours.product
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "product", lambda *given: made.append(1) or product(*given))
+        got = work()
+    assert made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "quicker", lambda: False)
+        return got, work()
 
 
-@pytest.mark.parametrize("biased", [True, False])
-def test_compiled_in_one_graph_it_is_the_same(biased):
-    x, w, slope = random(3, 50, 6), random(7, 6), random(3, 50, 7).detach()
-    inputs = [x, w, *([random(7)] if biased else [])]
-    graph = torch.compile(linear, backend="aot_eager", fullgraph=True)
-    for got, want in zip(*(value_and_gradients(f, slope, *inputs) for f in (graph, linear)), strict=True):
-        assert torch.equal(got, want)
+def test_what_it_returns_may_be_changed_in_place():
+    x, w = random(3, 20, 6), random(7, 6)
+    got, want = in_both(lambda: torch.autograd.grad(linear(x, w).add_(1).relu_().sum(), (x, w)))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def test_the_compiler_gets_what_it_needs_to_know():
-    a, b = random(40, 6).detach(), random(40, 7).detach()
-    torch.library.opcheck(torch.ops.transformer_vq.product, (a, b[:6], b[0]))
-    torch.library.opcheck(torch.ops.transformer_vq.product, (a, b[:6], None))
-    torch.library.opcheck(torch.ops.transformer_vq.transposed, (a, b))
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_keeps_what_the_gradients_need_and_no_more(frozen):
+    inputs = [random(40, 6).detach(), random(7, 6).detach(), random(7).detach()]
+    learned = [t for i, t in enumerate(inputs) if i != frozen]
+    for t in learned:
+        t.requires_grad_()
+
+    def saved():
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            y = linear(*inputs)
+        torch.autograd.grad(y.sum(), learned)
+        return sorted(map(sorted, kept))
+
+    got, want = in_both(saved)
+    assert got == want
+
+
+def test_gradients_in_another_type_after_hooks_are_errors_as_by_torch():
+    def broken():
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.half, lambda t: t):
+            y = linear(random(40, 6), random(7, 6))
+        with pytest.raises(RuntimeError, match="dtype"):
+            y.sum().backward()
+
+    in_both(broken)
+
+
+def test_zeros_that_are_not_stored():
+    x, w = random(40, 6), random(7, 6)
+    for d in torch.autograd.grad(linear(x, w), (x, w), torch._efficientzerotensor((40, 7))):
+        assert not d.any()
+
+
+def test_transforms_of_functions_and_dual_numbers():
+    x, w = random(40, 6).detach(), random(7, 6).detach()
+    along = random(40, 6).detach() + 1
+    for f in (linear, F.linear):
+        _, tangent = torch.func.jvp(lambda x, f=f: f(x, w), (x,), (along,))
+        torch.testing.assert_close(tangent, F.linear(along, w))
+        beside = torch.func.vmap(lambda s, f=f: s * f(x, w))(torch.ones(3))
+        torch.testing.assert_close(beside[1], F.linear(x, w))
+        with torch.autograd.forward_ad.dual_level():
+            dual = f(torch.autograd.forward_ad.make_dual(x, along), w)
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, F.linear(along, w))
+
+
+def test_a_tracer_before_dispatch_sees_torch():
+    x, w = random(40, 6).detach(), random(7, 6).detach()
+    graph = make_fx(lambda x, w: linear(x, w), pre_dispatch=True)(x, w)
+    torch.testing.assert_close(graph(2 * x, w), F.linear(2 * x, w))
+    traced = torch.jit.trace(lambda x, w: linear(x, w), (x, w))
+    assert "aten::linear" in str(traced.graph)
+
+
+def test_a_layer_that_somebody_changed_is_called(monkeypatch):
+    layer, x = nn.Linear(6, 7), random(40, 6)
+    torch.testing.assert_close(*in_both(lambda: mapped(layer, x)))
+    called = []
+    monkeypatch.setattr(ours, "product", lambda *given: pytest.fail("the layer must be called"))
+
+    class Other(nn.Linear):
+        pass
+
+    mapped(Other(6, 7), x)
+    hook = layer.register_forward_pre_hook(lambda *_: called.append("before"))
+    mapped(layer, x)
+    hook.remove()
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: called.append("everywhere"))
+    mapped(layer, x)
+    hook.remove()
+    layer.forward = lambda x: called.append("instead")
+    mapped(layer, x)
+    assert called == ["before", "everywhere", "instead"]
+
+
+@pytest.mark.parametrize("block", ["gau", "transformer"])
+def test_a_model_is_the_same_with_either(block):
+    config = TransformerVQConfig(
+        vocab_size=11, layers=2, width=16, heads=2, key_dim=8, value_dim=16, window=8, block_len=8, block=block,
+        position="rotary", quantizer={"kind": "vq", "codes": 8},
+    )  # fmt: skip
+    model = TransformerVQ(config, seed=0)
+    tokens = torch.arange(60).view(2, 30) % 11
+
+    def step():
+        model.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    got, want = in_both(step)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_python_and_c_agree_on_what_is_handed_over():

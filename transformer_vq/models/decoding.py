@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.gau import GAU
-from transformer_vq.models.linear import Linear
 from transformer_vq.models.norm import RMSNorm
 from transformer_vq.models.positions import sinusoid
 from transformer_vq.models.prepared import added, finder, head_norm, layer_tables, placer, side_by_side
@@ -192,7 +191,7 @@ STEPS: dict[type[VQAttention], Callable[[Any, bool], LayerStep]] = {GAU: GAUStep
 
 def layer_step(layer: VQAttention, in_place: bool) -> LayerStep | None:
     """The layer's step, or None where the layer must be called as it is. in_place: on a memory that it overwrites."""
-    plain = all(type(m) in (Linear, nn.Linear) for name, m in layer.named_modules() if name.endswith("_proj"))
+    plain = all(type(m) is nn.Linear for name, m in layer.named_modules() if name.endswith("_proj"))
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     if type(layer) not in STEPS or not layer.quantizes or not plain or hooked:
         return None

@@ -13,6 +13,7 @@ from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.dropout import ResidualDropout
 from transformer_vq.models.init import linear
+from transformer_vq.models.linear import mapped
 from transformer_vq.models.norm import RMSNorm
 from transformer_vq.quantizers import Quantized
 
@@ -37,9 +38,9 @@ class GAU(VQAttention):
         """x (B, T, D) -> the same shape, what to carry on, and what the quantizer says."""
         heads, kv_heads = self.config.heads, self.config.key_value_heads
         y, inputs = self.mix(self.norm(x), context, carried.inputs)
-        k, v, gate = self.kvg_proj(y).split(self.widths, -1)
-        q, k = self.key_heads(self.q_proj(y), heads), self.key_heads(k, kv_heads)
+        k, v, gate = mapped(self.kvg_proj, y).split(self.widths, -1)
+        q, k = self.key_heads(mapped(self.q_proj, y), heads), self.key_heads(k, kv_heads)
         v = self.split_heads(F.silu(v), kv_heads)
         o, after, quantized = self.attend(q, k, v, context, carried.attention)
-        x = x + self.dropout(self.out_proj(o * F.silu(gate)), context.draws, context.tokens)
+        x = x + self.dropout(mapped(self.out_proj, o * F.silu(gate)), context.draws, context.tokens)
         return x, Carried(after, inputs), quantized

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from transformer_vq.models.linear import Linear
 
-
-def linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = False) -> Linear:
+def linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = False) -> nn.Linear:
     """A linear map with untruncated normal weights of standard deviation inputs^(-1/2) and zero bias."""
-    layer: Linear = nn.utils.skip_init(Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
     nn.init.normal_(layer.weight, std=inputs**-0.5, generator=generator)
     if bias:
         nn.init.zeros_(layer.bias)

@@ -1,15 +1,28 @@
-"""`nn.Linear` whose products are ours where those are quicker (ops/linear.py)."""
+"""Linear maps of a model, whose products are ours where those are quicker (ops/linear.py).
+
+Layers are PyTorch's own, so that libraries find, replace and wrap them as they know them.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules import module
 
-from transformer_vq.ops.linear import linear
+from transformer_vq.ops.linear import linear, possible
+
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
-class Linear(nn.Linear):
-    """(..., K) -> (..., N). To libraries that replace or wrap linear maps it is one."""
+def mapped(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x): (..., K) -> (..., N)."""
+    if type(layer) is nn.Linear and possible(x, layer.weight, layer.bias) and untouched(layer):
+        return linear(x, layer.weight, layer.bias)
+    y: Tensor = layer(x)
+    return y
 
-    def forward(self, input: Tensor) -> Tensor:
-        """See the class."""
-        return linear(input, self.weight, self.bias)
+
+def untouched(layer: nn.Linear) -> bool:
+    """Whether calling it would do nothing but the product."""
+    return "forward" not in vars(layer) and not any(
+        getattr(layer, f"_{name}") or getattr(module, f"_global_{name}") for name in HOOKS
+    )

@@ -14,6 +14,7 @@ from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.attention import Carried, Context, VQAttention
 from transformer_vq.models.dropout import ResidualDropout
 from transformer_vq.models.init import linear
+from transformer_vq.models.linear import mapped
 from transformer_vq.models.norm import RMSNorm
 from transformer_vq.ops.swiglu import swiglu
 from transformer_vq.quantizers import Quantized
@@ -30,7 +31,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        out: Tensor = self.down_proj(swiglu(self.up_proj(x)))
+        out: Tensor = mapped(self.down_proj, swiglu(mapped(self.up_proj, x)))
         return out
 
 
@@ -52,9 +53,9 @@ class TransformerBlock(VQAttention):
         """x (B, T, D) -> the same shape, what to carry on, and what the quantizer says."""
         heads, kv_heads = self.config.heads, self.config.key_value_heads
         y, inputs = self.mix(self.norm(x), context, carried.inputs)
-        k, v = self.kv_proj(y).split(self.widths, -1)
-        q, k = self.key_heads(self.q_proj(y), heads), self.key_heads(k, kv_heads)
+        k, v = mapped(self.kv_proj, y).split(self.widths, -1)
+        q, k = self.key_heads(mapped(self.q_proj, y), heads), self.key_heads(k, kv_heads)
         o, after, quantized = self.attend(q, k, self.split_heads(v, kv_heads), context, carried.attention)
-        x = x + self.dropout(self.out_proj(o), context.draws, context.tokens)
+        x = x + self.dropout(mapped(self.out_proj, o), context.draws, context.tokens)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)), context.draws, context.tokens, place=1)
         return x, Carried(after, inputs), quantized

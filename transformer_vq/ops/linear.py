@@ -1,8 +1,9 @@
 """x Wᵀ + b for many rows x, in C++ (cpp/linear.cpp) on processors for which PyTorch's library is the slower one.
 
 On AMD's processors that library keeps two cores at two thirds of what they can do, since its kernels begin as many
-operations as they can while a neighbour of the core takes every second turn; ours begin fewer. On all others, and for
-few numbers, 16 bits, subclasses of tensors: PyTorch's.  Oracle: `torch.nn.functional.linear`.
+operations as they can while a neighbour of the core takes every second turn; ours begin fewer. All others take PyTorch's,
+as do few numbers, 16 bits, subclasses of tensors, and whoever looks on or makes a graph.
+Oracle: `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
+from torch.autograd import forward_ad
 
 from transformer_vq.machine import cpu_flags
 from transformer_vq.ops.addresses import addressable
@@ -51,18 +52,20 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See `linear`."""
-        ctx.save_for_backward(x, weight)
-        return product(as_rows(x), weight.t(), bias).view(*x.shape[:-1], len(weight))
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+        return product(x, weight.t(), bias)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         """d_x = d_y W,  d_W = d_yᵀ x,  d_b = Σ d_y."""
         x, weight = ctx.saved_tensors
-        ours = _may_be_handed_over(x, weight, d_y) and not torch.is_grad_enabled()
+        given = [t for t in (x, weight, d_y) if t is not None]
+        ours = not torch.is_grad_enabled() and addressable(*given) and all(t.dtype == torch.float32 for t in given)
         d_x = d_weight = d_bias = None
-        if ctx.needs_input_grad[0]:
-            d_x = product(as_rows(d_y), weight).view_as(x) if ours else d_y @ weight
-        if ctx.needs_input_grad[1]:
+        if weight is not None:
+            d_x = product(d_y, weight) if ours else d_y @ weight
+        if x is not None:
             slopes, rows = as_rows(d_y), as_rows(x)
             d_weight = transposed(slopes, rows) if ours else slopes.t() @ rows
         if ctx.needs_input_grad[2]:
@@ -74,55 +77,42 @@ def possible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether such a product is made here."""
     given = (x, weight) if bias is None else (x, weight, bias)
     return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and quicker()
+        and all(t.dtype == torch.float32 for t in given)
+        and not _watched()
+        and addressable(*given)
         and x.dim() > 1
         and weight.dim() == 2
         and x.numel() >= WORTH_ROWS * x.shape[-1]
         and min(weight.shape) >= WORTH_WIDTH
         and weight.shape[1] == x.shape[-1]
         and (bias is None or bias.shape == weight.shape[:1])
-        and all(t.dtype == x.dtype for t in given)
-        and not torch.is_autocast_enabled("cpu")
-        and _may_be_handed_over(*given)
-        and quicker()
     )
 
 
-def _may_be_handed_over(*tensors: Tensor) -> bool:
-    """To a library; a compiler gets operations of ours, which it leaves alone."""
-    if torch.compiler.is_compiling():
-        return all(type(t) in (Tensor, Parameter) for t in tensors)
-    return addressable(*tensors)
-
-
-def quicker() -> bool:
-    """Whether this was measured on such a processor: AMD's with AVX2, and not AVX-512. And whether it is compiled."""
-    return _quicker()
+def _watched() -> bool:
+    """Whether PyTorch's own operation is asked for: by autocast, tracers, transforms of functions, modes."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_function_stack() > 0
+        or forward_ad._current_level >= 0
+    )
 
 
 @cache
-def _quicker() -> bool:
+def quicker() -> bool:
+    """Whether this was measured on such a processor: AMD's with AVX2, and not AVX-512. And whether it is compiled."""
     vendor, flags = cpu_flags()
     return vendor == "AuthenticAMD" and "avx2" in flags and "avx512f" not in flags and compiles(SOURCE)
 
 
-# As in attention/dispatch.py: what does not change is found before a compiler looks on.
-quicker._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A B + b: (M, D), (D, N), (N,) -> (M, N)."""
-    return _product_op(a, b, bias) if torch.compiler.is_compiling() else _product(a, b, bias)
-
-
-def transposed(a: Tensor, b: Tensor) -> Tensor:
-    """Aᵀ B: (M, D), (M, N) -> (D, N)."""
-    return _transposed_op(a, b) if torch.compiler.is_compiling() else _transposed(a, b)
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    a, c = rows_of(a), a.new_empty(len(a), b.shape[1])
+    """A B + b: (..., D), (D, N), (N,) -> (..., N)."""
+    made = a.new_empty(*a.shape[:-1], b.shape[1])
+    a, c = as_rows(a), as_rows(made)
     panel = entry(SOURCE, "panel", a.dtype)()
     missing = -b.shape[1] % panel
     panels = (F.pad(b, (0, missing)) if missing else b).unflatten(1, (-1, panel)).transpose(0, 1).contiguous()
@@ -134,11 +124,11 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         bias = bias.contiguous()
         work.bias = bias.data_ptr()
     run("product", work, a)
-    return c
+    return made
 
 
-def _transposed(a: Tensor, b: Tensor) -> Tensor:
-    a, b = rows_of(a), rows_of(b)
+def transposed(a: Tensor, b: Tensor) -> Tensor:
+    """Aᵀ B: (M, D), (M, N) -> (D, N), rows dense."""
     M, D, N = len(a), a.shape[1], b.shape[1]
     high, wide = even(D, SIDE), even(N, SIDE)
     sums = -(-PIECES // (-(-D // high) * -(-N // wide)))
@@ -151,12 +141,6 @@ def _transposed(a: Tensor, b: Tensor) -> Tensor:
     )
     run("transposed", work, a)
     return c.squeeze(0) if len(c) == 1 else c.sum(0)
-
-
-_product_op = torch.library.custom_op("transformer_vq::product", _product, mutates_args=())
-_product_op.register_fake(lambda a, b, bias: a.new_empty(a.shape[0], b.shape[1]))
-_transposed_op = torch.library.custom_op("transformer_vq::transposed", _transposed, mutates_args=())
-_transposed_op.register_fake(lambda a, b: a.new_empty(a.shape[1], b.shape[1]))
 
 
 class Work(ctypes.Structure):
@@ -181,10 +165,6 @@ def even(size: int, most: int, times: int = 1) -> int:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """(..., D) -> (rows, D)."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """Numbers of a row side by side."""
+    """(..., D) -> (rows, D), numbers of a row side by side."""
+    x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
