@@ -3,7 +3,8 @@
     python fake_device.py GUARD.so VARIANT ...        prints a JSON list of {variant, how, error}; null: all went well
 
 Fake tensors have shapes, types and devices but no numbers: reading one on the host raises, as does an operation over
-tensors on two devices. A process of its own, because a guard that is registered stays.
+tensors on two devices, and a copy from the host, for which it waits too. A process of its own, because a guard that is
+registered stays.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.ops.attention import BACKENDS, flash
@@ -45,6 +48,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "dead codes": {"quantizer": {"kind": "vq", "codes": 32, "dead_code_threshold": 1.0}},
 }
+
+
+class NoCopies(TorchDispatchMode):
+    """Copies from the host's memory to the device are errors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[-1] if func is torch.ops.aten.copy_.default else args[0]
+            if source.device.type == "cpu" and any(x.device.type != "cpu" for x in tree_leaves(out)):
+                raise RuntimeError("the host waits for a copy from its memory")
+        return out
 
 
 def on_device(model: TransformerVQ) -> TransformerVQ:
@@ -125,6 +140,14 @@ def waiting(model: TransformerVQ) -> None:
     float(model(torch.zeros(2, 64, dtype=torch.int64, device=DEVICE)).logits.sum())
 
 
+def copying(model: TransformerVQ) -> None:
+    """And another: a number of the host's goes to the device."""
+    torch.tensor(1, device=DEVICE)
+
+
+MISTAKES = (planted, waiting, copying)
+
+
 def attempt(variant: str, how: str) -> str | None:
     """What went wrong, and where in the package; None: nothing."""
     try:
@@ -134,7 +157,9 @@ def attempt(variant: str, how: str) -> str | None:
             return None
         model = TransformerVQ(TransformerVQConfig(**SIZES | VARIANTS[variant]))
         with FakeTensorMode(allow_non_fake_inputs=True):
-            {f.__name__: f for f in (train, masked, decode, planted, waiting)}[how](on_device(model).train())
+            model = on_device(model).train()
+            with NoCopies():
+                {f.__name__: f for f in (train, masked, decode, *MISTAKES)}[how](model)
     except Exception as error:  # whatever it is, it is the result
         frames = traceback.extract_tb(error.__traceback__)
         ours = [
@@ -148,7 +173,7 @@ def attempt(variant: str, how: str) -> str | None:
 if __name__ == "__main__":
     ctypes.CDLL(sys.argv[1])
     cases = [(variant, how) for variant in sys.argv[2:] for how in ("train", "masked", "decode")]
-    cases += [("xl", "planted"), ("xl", "waiting")]
+    cases += [("xl", f.__name__) for f in MISTAKES]
     cases += [(name, "unwrapped") for name in BACKENDS if name not in ("triton", "native")]  # not a GPU's
     found = [{"variant": v, "how": how, "error": attempt(v, how)} for v, how in cases]
     print(json.dumps(found))

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from transformer_vq.ops.kernels.device import on_its_device
 from transformer_vq.ops.sums import add_rows
@@ -51,3 +53,37 @@ def test_codes_on_the_second_gpu_are_those_of_the_first():
     k, codebook = torch.randn(2, 2, 3000, 64), torch.randn(2, 512, 64)
     first, second = (nearest_code(k.to(d), codebook.to(d)).cpu() for d in ("cuda:0", "cuda:1"))
     assert torch.equal(first, second)
+
+
+def test_the_compiler_leaves_sums_alone():
+    """Else it makes them of atomics, in another order every time."""
+    graphs = []
+
+    def look(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    def work(index, rows):
+        return add_rows(rows.new_zeros(5, 3), index, rows) * 2
+
+    index, rows = torch.randint(5, (40,)), torch.randn(40, 3)
+    compiled = torch.compile(work, backend=aot_autograd(fw_compiler=look), fullgraph=True)
+    assert torch.equal(compiled(index, rows), work(index, rows))
+    named = " ".join(graphs[0])
+    assert "transformer_vq" in named or "auto_functionalized" in named
+    assert "index_add" not in named and "index_put" not in named
+
+
+def test_sums_that_need_gradients_have_them_compiled_too():
+    index, rows = torch.randint(5, (40,)), torch.randn(40, 3, requires_grad=True)
+    compiled = torch.compile(
+        lambda index, rows: add_rows(rows.new_zeros(5, 3), index, rows), backend="aot_eager", fullgraph=True
+    )
+    (d_rows,) = torch.autograd.grad(compiled(index, rows)[2].sum(), rows)
+    assert torch.equal(d_rows[:, 0], (index == 2).float())
+
+
+def test_the_compiler_is_told_the_truth_of_sums():
+    torch.library.opcheck(
+        torch.ops.transformer_vq.add_rows, (torch.zeros(5, 3), torch.randint(5, (40,)), torch.randn(40, 3))
+    )

@@ -45,7 +45,7 @@ class ResidualDropout(nn.Module):
         place: among the updates of a layer.
         """
         if tokens is not None:
-            tokens = counter.bits(tokens, torch.tensor(1 + 2 * self.layer + place, device=tokens.device))
+            tokens = counter.bits(tokens, tokens.new_full((), 1 + 2 * self.layer + place))
         update = self.entries(update, tokens)
         if not self.training or self.skip == 0:
             return update

@@ -322,7 +322,7 @@ class TransformerVQ(Backbone):
         if logits and labels is segments is mask is None and (decoder := self.decoder(tokens)):
             _same_rows(tokens, state)
             x, after, told = decoder(tokens, state)
-            return StepOutput(self.logits(x), after, tokens.new_tensor(tokens.numel()), told)
+            return StepOutput(self.logits(x), after, tokens.new_full((), tokens.numel()), told)
         x, state, quantized = self.features(tokens, state, segments, mask)
         all_logits = self.logits(x) if logits else None
         told_by_quantizers = quantizer_fields(quantized)
@@ -344,7 +344,7 @@ class TransformerVQ(Backbone):
             loss=loss,
             loss_lm=loss_lm,
             labels=count,
-            tokens=tokens.new_tensor(tokens.numel()) if mask is None else mask.sum(),
+            tokens=tokens.new_full((), tokens.numel()) if mask is None else mask.sum(),
             **told_by_quantizers,
         )
 

@@ -29,7 +29,7 @@ def prepared_norm(
     √(ε + mean x²) is the hypotenuse of ‖x‖ and √(Dε), over √D.
     """
     floor = torch.full_like(like[:1], (width * eps) ** 0.5).view(())
-    gain = torch.as_tensor(scale, dtype=like.dtype, device=like.device) * width**0.5
+    gain = (scale if isinstance(scale, Tensor) else like.new_full((), scale)) * width**0.5
 
     def norm(x: Tensor) -> Tensor:
         unit = x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)

@@ -55,7 +55,7 @@ def added(linear: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
 def head_norm(layer: VQAttention, like: Tensor) -> Callable[[Tensor], Tensor]:
     """What `VQAttention.key_heads` does to (B, heads, K)."""
     K, eps = layer.config.key_dim, layer.config.norm_eps
-    scale = like.new_tensor(K**-0.25)
+    scale = like.new_full((), K**-0.25)
     return prepared_norm(K, K**-0.25, like, eps=eps) if layer.config.qk_norm else lambda x: x * scale
 
 

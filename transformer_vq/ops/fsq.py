@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from transformer_vq.ops.constants import constants
+
 MARGIN = 1e-3  # the paper's eps: the outermost levels lie a little inside the bound
 
 
@@ -29,7 +31,7 @@ def bound(z: Tensor, levels: Sequence[int], squash: str = "tanh") -> Tensor:
     at slightly other z (for normal z one code in a hundred differs), maps z = 0 exactly to 0, and refuses L = 2. Ours
     is the paper's form, on which its numbers were made.
     """
-    L = torch.tensor(levels, dtype=z.dtype, device=z.device)
+    L = constants(levels, z.dtype, z.device)
     half = (L - 1) * (1 - MARGIN) / 2
     offset = torch.where(L % 2 == 0, 0.5, 0.0).to(z.dtype)
     x = z + (offset / half).tan()
@@ -39,7 +41,7 @@ def bound(z: Tensor, levels: Sequence[int], squash: str = "tanh") -> Tensor:
 
 def half_widths(like: Tensor, levels: Sequence[int]) -> Tensor:
     """L//2 of each dimension, (d), in the type and on the device of `like`: values are rounded numbers over it."""
-    return torch.tensor([n // 2 for n in levels], dtype=like.dtype, device=like.device)
+    return constants([n // 2 for n in levels], like.dtype, like.device)
 
 
 def bounded_to_digits(bounded: Tensor, levels: Sequence[int]) -> Tensor:
@@ -55,13 +57,13 @@ def digits_to_values(digits: Tensor, levels: Sequence[int], dtype: torch.dtype) 
 
 def digits_to_codes(digits: Tensor, levels: Sequence[int]) -> Tensor:
     """Digits (..., d) int64 to code indices (...)."""
-    return (digits * torch.tensor(place_values(levels), device=digits.device)).sum(-1)
+    return (digits * constants(place_values(levels), torch.int64, digits.device)).sum(-1)
 
 
 def codes_to_digits(codes: Tensor, levels: Sequence[int]) -> Tensor:
     """Code indices (...) to digits (..., d) int64."""
-    places = torch.tensor(place_values(levels), device=codes.device)
-    return (codes[..., None] // places) % torch.tensor(levels, device=codes.device)
+    places = constants(place_values(levels), torch.int64, codes.device)
+    return (codes[..., None] // places) % constants(levels, torch.int64, codes.device)
 
 
 def implied_values(levels: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

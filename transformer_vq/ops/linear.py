@@ -1,8 +1,8 @@
 """x Wᵀ + b for many rows x, in C++ (cpp/linear.cpp) on processors for which PyTorch's library is the slower one.
 
 On AMD's processors that library keeps two cores at two thirds of what they can do, since its kernels begin as many
-operations as they can while a neighbour of the core takes every second turn; ours begin fewer. All others take PyTorch's,
-as do few numbers, 16 bits, subclasses of tensors, and whoever looks on or makes a graph.
+operations as they can while a neighbour of the core takes every second turn; ours begin fewer. All others take
+PyTorch's, as do few numbers, 16 bits, subclasses of tensors, and whoever looks on or makes a graph.
 Oracle: `torch.nn.functional.linear`.
 """
 

@@ -32,7 +32,7 @@ class Reservoir:
         """Consider the keys (B, H, T, K) at real tokens, whose names are (B, T)."""
         if not self.size:
             return
-        hashes = counter.bits(names.tokens, names.tokens.new_tensor(ENTRY))
+        hashes = counter.bits(names.tokens, names.tokens.new_full((), ENTRY))
         hashes = (hashes if mask is None else hashes.masked_fill(~mask, PADDING)).flatten()
         chosen = hashes.argsort(stable=True)[: self.size]
         keys = k.detach().transpose(0, 1).flatten(1, 2)[:, chosen].to(torch.promote_types(k.dtype, torch.float32))
