@@ -27,6 +27,7 @@ from torch import Tensor
 from transformer_vq.ops import counter
 from transformer_vq.ops.estimators.noise import Source, as_noise
 from transformer_vq.ops.numerics import full_precision, largest_entry, multiply_within, wide_dtype
+from transformer_vq.ops.sums import add_rows
 
 ALIVE = 2**20  # probabilities that exist at once, in a chunk of keys
 
@@ -93,7 +94,7 @@ def _soft_gradients(
                 keys, slopes, taken = k[part].to(wide), g[part].to(wide), codes[part]
                 noise = None if tokens is None else _gumbel(tokens[b, part[2]], h, c.shape[0])
                 grad_k[part], to_c = _pull(keys, c, taken, slopes, temperature, second_order, noise, k.dtype)
-                grad_c[h] += to_c.index_add(0, taken, slopes)  # and as the row that was taken
+                grad_c[h] += add_rows(to_c, taken, slopes)  # and as the row that was taken
     limit = torch.finfo(codebook.dtype).max
     return grad_k, grad_c.clamp(-limit, limit).to(codebook.dtype)
 
