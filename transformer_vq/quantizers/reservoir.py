@@ -50,7 +50,7 @@ class Reservoir:
         return keys[:, : int(n)]
 
     def ranked(self, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same with padding behind, (H, at most size, K), and n, () int64: the host reads only where processes join."""
+        """The same with padding behind, (H, at most size, K), and n, () int64: the host reads where processes join."""
         if self._keys is None or self._hashes is None:
             assert like is not None
             empty = torch.promote_types(like.dtype, torch.float32)
