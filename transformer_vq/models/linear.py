@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules import module
 
-from transformer_vq.ops.linear import linear, possible
+from transformer_vq.ops.linear import by_library, possible
 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
@@ -16,7 +16,7 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 def mapped(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x): (..., K) -> (..., N)."""
     if type(layer) is nn.Linear and possible(x, layer.weight, layer.bias) and untouched(layer):
-        return linear(x, layer.weight, layer.bias)
+        return by_library(x, layer.weight, layer.bias)
     y: Tensor = layer(x)
     return y
 

@@ -40,8 +40,11 @@ PART = 512
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K), W (N, K), b (N,) -> x Wᵀ + b (..., N), as `torch.nn.functional.linear`."""
-    if not possible(x, weight, bias):
-        return F.linear(x, weight, bias)
+    return by_library(x, weight, bias) if possible(x, weight, bias) else F.linear(x, weight, bias)
+
+
+def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` where it is possible."""
     y: Tensor = Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return y
 
