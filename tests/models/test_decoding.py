@@ -98,6 +98,44 @@ def test_a_token_at_a_time_equals_the_long_way(name, start, monkeypatch):
         assert_same({"": more}, {"": long_way(tokens[chosen, :9], state=state.select_rows(chosen)).logits}, rtol=1e-12)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.bfloat16) for name in MODELS), ("rotary, heads", torch.float16)], ids=str
+)
+def test_sixteen_bits_are_rounded_where_the_long_way_rounds_them(name, dtype, monkeypatch):
+    """Against fp64 both ways are off by the same, and the state is of the same types, its keys rows of the codebook."""
+    monkeypatch.setattr(step, "ROOM", 4)
+    m, tokens = model(name).to(dtype), text(3, 24)
+    exact = copy.deepcopy(m).double()
+    state = m(tokens[:, :8]).state
+    long_way, errors, mine = copy.copy(m), {"long": 0.0, "short": 0.0}, state
+    with m.frozen():
+        for t in range(8, 24):
+            token = tokens[:, t : t + 1]
+            true = exact(token, state=state).logits
+            want, got, same = long_way(token, state=state), m(token, state=mine), m(token, state=state)
+            errors["long"] += (want.logits - true).square().sum()
+            errors["short"] += (same.logits - true).square().sum()
+            assert isinstance(same.state, Decoding) and same.logits.dtype == want.logits.dtype
+            for a, b in zip(same.state.layers, want.state.layers, strict=True):
+                assert [x.dtype for x in a] == [x.dtype for x in b]
+            first, its = want.state.layers[0], same.state.layers[0]
+            assert torch.equal(its[0], first[0])  # the first layer's codes, or keys
+            state, mine = want.state, got.state
+    assert errors["short"] < 1.2 * errors["long"]
+
+
+@torch.no_grad()
+def test_weights_of_several_types_go_the_long_way():
+    m, one = model("xl, heads").bfloat16(), text(2, 1)
+    for norm in (m.norm, *(layer.norm for layer in m.layers)):
+        norm.float()
+    want = m(one).logits
+    with m.frozen():
+        got = m(one)
+    assert not isinstance(got.state, Decoding) and torch.equal(got.logits, want)
+
+
 @torch.no_grad()
 def test_states_are_never_changed_and_may_be_gone_on_from_twice():
     m, tokens = model("one full layer"), text(2, 20)

@@ -30,10 +30,14 @@ from transformer_vq.models.transformer import TransformerBlock
 from transformer_vq.ops.attention import AttentionState, FullState, initial_state
 from transformer_vq.ops.attention.step import Memory, close_memory, open_memory, start_memory, step
 from transformer_vq.ops.nearest import lookup
+from transformer_vq.ops.numerics import wide_dtype
 from transformer_vq.ops.threads import alone
 from transformer_vq.quantizers import Quantized
 
-TYPES = (torch.float32, torch.float64)
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Of weights. In 16 bits what goes from module to module is rounded to them, as in a call of many tokens; norms and
+attention are computed in fp32.
+"""
 
 WORTH_THREADS = 2**21
 """Multiplications of a layer and step, below which its products are done before a CPU's other threads have woken."""
@@ -45,14 +49,22 @@ class Decoding:
     Every field and method of `ModelState` is here too; it is made when it is first asked for.
     """
 
-    def __init__(self, start: ModelState, layers: tuple[Any, ...], inputs: tuple[Tensor, ...], steps: int):
-        """layers: for each its memory, as `LayerStep.open` made it, or what it carries where it has no step."""
+    def __init__(
+        self, start: ModelState, layers: tuple[Any, ...], inputs: tuple[Tensor, ...], steps: int, dtype: torch.dtype
+    ):
+        """layers: for each its memory, as `LayerStep.open` made it, or what it carries where it has no step.
+
+        dtype: of keys and values in the state.
+        """
         self.start, self.layers_now, self.inputs_now, self.steps = start, layers, inputs, steps
+        self.dtype = dtype
 
     @cached_property
     def whole(self) -> ModelState:
         """As a call of many tokens would have left it."""
-        layers = [cast(FullState, x.attention) if isinstance(x, Carried) else close(x) for x in self.layers_now]
+        layers = [
+            cast(FullState, x.attention) if isinstance(x, Carried) else close(x, self.dtype) for x in self.layers_now
+        ]
         return self.start._replace(layers=tuple(layers), position=self.positions, inputs=self.inputs_now)
 
     @property
@@ -69,10 +81,11 @@ class Decoding:
         return tuple.__new__, (ModelState, tuple(self.whole))
 
 
-def close(memory: Any) -> AttentionState:
-    """What a layer's memory stands for."""
+def close(memory: Any, dtype: torch.dtype) -> AttentionState:
+    """What a layer's memory stands for, keys and values of this type."""
     if isinstance(memory, Memory):
-        return close_memory(memory)
+        state = close_memory(memory)
+        return state.of_type(dtype, dtype, state.mean.dtype)
     from transformer_vq.ops.attention.ring import close_ring  # imports triton
 
     return close_ring(memory)
@@ -88,12 +101,12 @@ class LayerStep:
 
     def __init__(self, layer: VQAttention, in_place: bool = False) -> None:
         config, like = layer.config, layer.norm.weight.detach()
-        self.layer, self.dtype = layer, like.dtype
+        self.layer, self.dtype, self.wide = layer, like.dtype, wide_dtype(like)
         self.heads, self.kv_heads = config.heads, config.key_value_heads
         self.K, self.V = config.key_dim, config.value_dim
         self.norm: Callable[[Tensor], Tensor] = layer.norm.prepared()
         self.head_norm, self.find = head_norm(layer, like), finder(layer)
-        self.place, self.rotary = placer(layer, like)
+        self.place, self.rotary = placer(layer, self.wide)
         self.in_place = InPlace(self) if in_place else None
         self.tables = None if in_place else layer_tables(layer, self.rotary)
 
@@ -104,18 +117,22 @@ class LayerStep:
         assert self.tables is not None
         groups = self.heads // self.kv_heads
         if isinstance(state, AttentionState):
-            return open_memory(state, self.tables, groups, self.dtype)
-        return start_memory(B, self.V, self.tables, groups, self.dtype)
+            return open_memory(state, self.tables, groups, self.wide)
+        return start_memory(B, self.V, self.tables, groups, self.wide)
 
     def attend(self, q_and_k: Tensor, v: Tensor, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """q and k side by side (B, (H+Hkv)·K), v (B, Hkv·V) -> heads side by side (B, H·V), memory, k (B, Hkv, K)."""
         B, H, Hkv = len(v), self.heads, self.kv_heads
         normed = self.head_norm(q_and_k.view(B, H + Hkv, self.K))
         k = normed[:, H:]
+        if self.dtype != self.wide:
+            normed, v = normed.to(self.wide), v.to(self.wide)
+        wide_k = normed[:, H:]
         q, bias = self.place(normed[:, :H].reshape(B * Hkv, H // Hkv, self.K))
         one = step if self.in_place is None else self.in_place.step
-        o, memory = one(memory, q, k.reshape(B * Hkv, self.K), self.find(k), v.reshape(B * Hkv, self.V), bias)
-        return o.view(B, H * self.V), memory, k
+        codes = self.find(wide_k)
+        o, memory = one(memory, q, wide_k.reshape(B * Hkv, self.K), codes, v.reshape(B * Hkv, self.V), bias)
+        return o.view(B, H * self.V).to(self.dtype), memory, k
 
     def __call__(self, x: Tensor, y: Tensor, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """y (B, D): the normed input as projections read it."""
@@ -147,7 +164,7 @@ class InPlace:
         from transformer_vq.ops.attention.ring import step
 
         Hkv = len(self.codebook)
-        codes = codes.view(-1)
+        codes, q, k, v = codes.view(-1), q.to(self.dtype), k.to(self.dtype), v.to(self.dtype)
         k_hat = k if self.exact else lookup(self.codebook, codes.view(-1, Hkv, 1)).view(len(v), -1)
         bias = None if bias is None else bias.unflatten(0, (-1, Hkv))
         return step(ring, q, k_hat, codes, v, bias)
@@ -198,6 +215,13 @@ def layer_step(layer: VQAttention, in_place: bool) -> LayerStep | None:
     return STEPS[type(layer)](layer, in_place)
 
 
+def one_type(*modules: nn.Module) -> torch.dtype | None:
+    """That of all weights; None where they differ. Those of quantizers may be of any."""
+    named = [x for module in modules for x in module.named_parameters()]
+    found = {p.dtype for name, p in named if ".quantizer." not in name}
+    return found.pop() if len(found) == 1 else None
+
+
 class Decoder:
     """The layers of a backbone for one token a row. It holds while no weight changes."""
 
@@ -212,7 +236,8 @@ class Decoder:
         """in_place: for a loop that never goes back to an earlier state, where kernels run; see `InPlace`."""
         self.embedding, self.absolute_scale = embedding.weight.detach(), absolute_scale
         self.layers = [cast(VQAttention, layer) for layer in layers]
-        self.steps = [layer_step(layer, in_place) for layer in self.layers]
+        able = one_type(embedding, layers, norm) in TYPES
+        self.steps = [layer_step(layer, in_place) if able else None for layer in self.layers]
         self.norm: Callable[[Tensor], Tensor] = norm.prepared() if isinstance(norm, RMSNorm) else norm
         self.base = self.layers[0].config.position_base
         self.work = max(sum(p.numel() for p in layer.parameters()) for layer in layers)  # of a row, in the largest
@@ -222,8 +247,8 @@ class Decoder:
 
     @property
     def useful(self) -> bool:
-        """Some layer has a step, and weights are of a type that steps are for."""
-        return any(self.steps) and self.embedding.dtype in TYPES
+        """Some layer has a step."""
+        return any(self.steps)
 
     def __call__(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState, Callable[[], Any]]:
         """tokens (B, 1) -> (B, 1, D) for the head, state, and what gives each layer's `Quantized` when it is called."""
@@ -263,7 +288,7 @@ class Decoder:
             seen.append(result)
             if left is not None:
                 inputs.append(left)
-        moved = Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1)
+        moved = Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1, now.dtype)
 
         def quantized() -> list[Quantized]:
             pairs = zip(self.layers, seen, strict=True)
@@ -278,4 +303,4 @@ class Decoder:
         layers = [
             Carried(x, None) if one is None else one.open(x, B) for one, x in zip(self.steps, start.layers, strict=True)
         ]
-        return Decoding(start, tuple(layers), start.inputs, 0)
+        return Decoding(start, tuple(layers), start.inputs, 0, self.embedding.dtype)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from transformer_vq.ops.numerics import wide_dtype
 from transformer_vq.ops.rms_norm import rms_norm
 
 EPSILON = 1e-6
@@ -26,16 +27,19 @@ def prepared_norm(
     """`scale · rms_normalize(x, eps=eps) + shift`, in four short operations for what is called once a token and layer.
 
     Widths of `width`; scale, a number or (width,), and shift (width,) or None have the type of `like`, as x must.
-    √(ε + mean x²) is the hypotenuse of ‖x‖ and √(Dε), over √D.
+    √(ε + mean x²) is the hypotenuse of ‖x‖ and √(Dε), over √D. Of 16 bits x is widened, and the result rounded.
     """
+    dtype, wide = like.dtype, wide_dtype(like)
+    like = like.to(wide)
     floor = torch.full_like(like[:1], (width * eps) ** 0.5).view(())
-    gain = (scale if isinstance(scale, Tensor) else like.new_full((), scale)) * width**0.5
+    gain = (scale.to(wide) if isinstance(scale, Tensor) else like.new_full((), scale)) * width**0.5
+    shift = None if shift is None else shift.to(wide)
 
     def norm(x: Tensor) -> Tensor:
         unit = x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
         return unit * gain if shift is None else torch.addcmul(shift, unit, gain)
 
-    return norm
+    return norm if dtype == wide else lambda x: norm(x.to(wide)).to(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -52,6 +56,6 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.bias, 1.0, self.eps)
 
     def prepared(self) -> Callable[[Tensor], Tensor]:
-        """The same for one token at a time, while no weight changes; x in the weights' type, fp32 or wider."""
+        """The same for one token at a time, while no weight changes; x in the weights' type."""
         weight, bias = self.weight.detach(), self.bias.detach()
         return prepared_norm(len(weight), weight, weight, bias, self.eps)

@@ -18,7 +18,7 @@ from transformer_vq.models.norm import prepared_norm
 from transformer_vq.models.positions import XLBias
 from transformer_vq.ops.attention.step import Tables, per_head, tables
 from transformer_vq.ops.nearest import distance_tables
-from transformer_vq.ops.numerics import full_precision
+from transformer_vq.ops.numerics import full_precision, wide_dtype
 from transformer_vq.quantizers.nearest import NearestQuantizer
 
 COPIED = 2**20
@@ -60,11 +60,13 @@ def head_norm(layer: VQAttention, like: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def finder(layer: VQAttention) -> Callable[[Tensor], Tensor]:
-    """Keys (B, Hkv, K) to codes (B·Hkv, 1)."""
+    """Keys (B, Hkv, K), fp32 or wider, to codes (B·Hkv, 1)."""
     quantizer = layer.quantizer
     if not isinstance(quantizer, NearestQuantizer):
         return lambda k: quantizer.find(k[:, :, None]).view(-1, 1)
-    offset, across = distance_tables(quantizer.codebook, quantizer.metric)
+    codebook, given = quantizer.codebook, wide_dtype(layer.norm.weight)
+    wide = wide_dtype(codebook, layer.norm.weight)
+    offset, across = distance_tables(codebook.to(wide), quantizer.metric)
     if len(across) == 1:
         offset, across = offset[0], across[0].contiguous()
 
@@ -76,12 +78,12 @@ def finder(layer: VQAttention) -> Callable[[Tensor], Tensor]:
         def find(k: Tensor) -> Tensor:
             return torch.baddbmm(offset, k.transpose(0, 1), across).argmin(2).t().reshape(-1, 1)
 
-    if offset.device.type == "cpu":
+    if offset.device.type == "cpu" and wide == given:
         return find
 
     def find_exactly(k: Tensor) -> Tensor:
         with full_precision(k.device):  # the codes that `nearest_code` finds, whatever the user lets TF32 do
-            return find(k)
+            return find(k.to(wide))
 
     return find_exactly
 
@@ -90,13 +92,13 @@ Placed = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Queries (B·Hkv, G, K) -> for the content logits, and a bias (Hkv or B·Hkv, G, M+1), the farthest key first."""
 
 
-def placer(layer: VQAttention, like: Tensor) -> tuple[Placed, Tensor | None]:
-    """What the layer's positions do to a query, and rotary frequencies (K/2,) or None."""
+def placer(layer: VQAttention, wide: torch.dtype) -> tuple[Placed, Tensor | None]:
+    """What the layer's positions do to a query of type `wide`, and rotary frequencies (K/2,) or None."""
     config, position = layer.config, layer.position
     H, Hkv, K = config.heads, config.key_value_heads, config.key_dim
     if isinstance(position, XLBias):
-        u, v = (b.detach().view(Hkv, -1, K) / position.tau for b in (position.u, position.v))
-        rows = position.rows().flip(1).mT.contiguous()  # (H, K, M+1)
+        u, v = (b.detach().to(wide).view(Hkv, -1, K) / position.tau for b in (position.u, position.v))
+        rows = position.rows().to(wide).flip(1).mT.contiguous()  # (H, K, M+1)
         constant = torch.bmm(v.reshape(H, 1, K), rows)
 
         def xl(q: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -107,12 +109,13 @@ def placer(layer: VQAttention, like: Tensor) -> tuple[Placed, Tensor | None]:
             return content, (by_distance.unflatten(0, (-1, H)) + constant).view(*q.shape[:2], -1)
 
         return xl, None
-    _, bias, rotary = position(like.new_zeros(1, H, 1, K))
-    bias = None if bias is None else bias.detach().view(Hkv, H // Hkv, -1).flip(-1)
+    _, bias, rotary = position(layer.norm.weight.new_zeros(1, H, 1, K, dtype=wide))
+    bias = None if bias is None else bias.detach().to(wide).view(Hkv, H // Hkv, -1).flip(-1)
     return lambda q: (q, bias), rotary
 
 
 def layer_tables(layer: VQAttention, rotary: Tensor | None) -> Tables:
     """The tables of `ops.attention.step` for a layer that quantizes."""
-    codebook, config = layer.quantizer.codebook.detach(), layer.config
-    return tables(codebook, config.window, config.cache, rotary, layer.exact_window)
+    like, config = layer.norm.weight, layer.config
+    codebook = layer.quantizer.codebook.detach().to(like.dtype)  # the rows that keys become, in their type
+    return tables(codebook.to(wide_dtype(like)), config.window, config.cache, rotary, layer.exact_window)
