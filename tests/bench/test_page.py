@@ -7,10 +7,13 @@ import pytest
 from transformer_vq.bench import attention, device, page
 from transformer_vq.cli import run
 
+TIME = {"milliseconds": 10.0, "low": 9.0, "high": 11.0}
 ROW = {
-    "tokens": 2048, "vq_ms": 10.0, "vq_low": 9.0, "vq_high": 11.0, "sdpa_ms": 25.0, "ratio": 2.5, "ratio_low": 2.4,
-    "ratio_high": 2.6, "peak_mib": None, "gflop": 1.0, "mib": 8.0,
-    "others": {"gla": {"absent": "needs a CUDA device"}},
+    "tokens": 2048, **TIME, "rows": 1, "peak_mib": None, "gflop": 1.0, "mib": 8.0,
+    "others": {
+        "SDPA": {**TIME, "ratio": 2.5, "ratio_low": 2.4, "ratio_high": 2.6},
+        "gla": {"absent": "needs a CUDA device"},
+    },
 }  # fmt: skip
 FACTS = {"device": "A CPU", "kind": "cpu", "threads": 2, "torch": "2.13.0", "commit": "abc"}
 

@@ -43,6 +43,37 @@ def test_more_columns_are_more_work(unwrapped):
     assert counted(64) - counted(16) == pytest.approx(more, rel=0.01)
 
 
+def test_rows_and_a_lookup_are_more_of_the_same():
+    one = work.vq_attention(2, 64, 16, 32, 16, 16)
+    assert work.vq_attention(2, 64, 16, 32, 16, 16, rows=3) == work.Work(3 * one.flops, 3 * one.bytes)
+    keys = torch.zeros(2 * 64, 16)
+    with FlopCounterMode(display=False) as counter:
+        keys @ torch.zeros(16, 32)
+    both = work.vq_attention(2, 64, 16, 32, 16, 16, lookup=True)
+    assert both.flops - one.flops == counter.get_total_flops()
+    assert both.bytes - one.bytes == 2 * keys.nbytes + 8 * len(keys)
+
+
+def test_the_quantizers_distances_and_bytes():
+    keys, codebook = torch.zeros(64, 16), torch.zeros(32, 16)
+    with FlopCounterMode(display=False) as counter:
+        keys @ codebook.T
+    assert work.quantizer(64, 16, 32) == work.Work(
+        counter.get_total_flops(), 6 * keys.nbytes + 64 * 8 + 3 * codebook.nbytes
+    )
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+def test_all_sides_read_the_same_keys_and_ours_gives_all_gradients(lookup, monkeypatch):
+    x, step = attention.heads(64, "cpu", rows=2, lookup=lookup, **SIZES)
+    assert x.q.shape == x.k.shape == x.v.shape == (2, 2, 64, 16)
+    asked = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *given, **how: asked.append(grad(*given, **how)) or asked[-1])
+    step()
+    assert [d.shape for d in asked[-1]] == [x.q.shape] * 3 and all(d.abs().sum() > 0 for d in asked[-1])
+
+
 def test_full_attention_is_half_of_what_the_counter_says():
     """The plain form does all pairs, and keeps the probabilities: 6 products, not 7."""
     q, k, v = (torch.randn(1, 2, 256, 16, requires_grad=True) for _ in range(3))

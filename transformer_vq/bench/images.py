@@ -1,4 +1,4 @@
-"""Images per second of a VQ-VAE's training step with our quantizer and with vector-quantize-pytorch's, side by side.
+"""A VQ-VAE's training step with our quantizer and with vector-quantize-pytorch's, side by side, and images per second.
 
 The same encoder, decoder, batch, optimizer, codes, rotation estimator, Euclidean lookup, commitment term and EMA; the
 two take turns in one process, so that a busy machine slows both. Medians over the turns.
@@ -6,13 +6,17 @@ two take turns in one process, so that a busy machine slows both. Medians over t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from transformer_vq.bench import work
+from transformer_vq.bench.comparison import OURS, Row, row
 from transformer_vq.bench.device import kind
-from transformer_vq.bench.turns import in_turns, quartiles, ratios, shown_speedup, spread
+from transformer_vq.bench.quantize import THEIRS
+from transformer_vq.bench.turns import in_turns
 from transformer_vq.config.extras import need
 from transformer_vq.config.images import ImagesConfig
 from transformer_vq.config.quantizer import VQConfig
@@ -22,17 +26,19 @@ SIDE = 32
 CHANNELS = 3
 EMA = 0.8  # that package's default
 
+AXIS = "batch_size"
+MORE = {"images_per_s": ("images/s", ",.0f"), "gflop": ("GFLOP", ",.1f")}
+
 
 def run(
     codes: int = 1024,
     code_dim: int = 32,
     width: int = 16,
-    batch_size: int = 64,
+    batch_sizes: Sequence[int] = (16, 64, 256),
     repeats: int = 9,
     device: str | None = None,
-) -> list[dict[str, str | float]]:
-    """-> a row each for ours and theirs: implementation, images_per_s, speedup over theirs, and quartiles (low, high;
-    speedup_low, speedup_high).
+) -> list[Row]:
+    """-> a row each size of a batch, as in `comparison.py`, with images_per_s of either side.
 
     32x32 colour pictures to a 16x16 grid of codes, fp32; a step is forward, backward, AdamW and the EMA. `device` is
     the GPU where there is one, else the CPU.
@@ -46,53 +52,49 @@ def run(
     theirs = VectorQuantize(
         dim=code_dim, codebook_size=codes, decay=EMA, commitment_weight=1.0, rotation_trick=True, accept_image_fmap=True
     ).to(device)  # its commitment term is a mean over the width
-    pictures = torch.rand(batch_size, CHANNELS, SIDE, SIDE, device=device) * 2 - 1
 
-    def our_loss() -> Tensor:
+    def our_loss(pictures: Tensor) -> Tensor:
         out = ours(pictures)
         loss: Tensor = out.loss + out.latents.loss
         return loss
 
-    def their_loss() -> Tensor:
+    def their_loss(pictures: Tensor) -> Tensor:
         quantized, _, commitment = theirs(rest.encoder(pictures))
         loss: Tensor = rest.criterion(rest.decoder(quantized), pictures) + commitment.sum()
         return loss
 
-    steps = {
-        "transformer_vq": _step(our_loss, ours, ours.apply_codebook_statistics),
-        "vector-quantize-pytorch": _step(their_loss, nn.ModuleList([rest.encoder, rest.decoder]), lambda: None),
-    }
-    seconds = in_turns(steps, repeats, device)
-    theirs = seconds["vector-quantize-pytorch"]
-    return [
-        {
-            "implementation": name,
-            **spread("images_per_s", "low", "high", quartiles([batch_size / t for t in seconds[name]])),
-            **spread(
-                "speedup", "speedup_low", "speedup_high", ratios(seconds["vector-quantize-pytorch"], seconds[name])
-            ),
+    our_optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-4)
+    their_optimizer = torch.optim.AdamW(nn.ModuleList([rest.encoder, rest.decoder]).parameters(), lr=1e-4)
+    found = []
+    for size in batch_sizes:
+        pictures = torch.rand(size, CHANNELS, SIDE, SIDE, device=device) * 2 - 1
+        steps = {
+            OURS: _step(our_loss, pictures, our_optimizer, ours.apply_codebook_statistics),
+            THEIRS: _step(their_loss, pictures, their_optimizer, lambda: None),
         }
-        for name in steps
-    ]
+        seconds = in_turns(steps, repeats, device)
+        made = row(AXIS, size, seconds, _work(ours, pictures, steps[OURS], codes, code_dim), {})
+        for its in (made, made["others"][THEIRS]):
+            its["images_per_s"] = size / (its["milliseconds"] / 1e3)
+        found.append(made)
+    return found
 
 
-def table(rows: list[dict[str, str | float]], title: str) -> None:
-    """Print the rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table("implementation", "images/s (median)", "speed over theirs", "quartiles", title=title)
-    for row in rows:
-        shown.add_row(str(row["implementation"]), f"{row['images_per_s']:.0f}", *shown_speedup(row))
-    Console().print(shown)
+def _work(model: nn.Module, pictures: Tensor, step: Callable[[], None], codes: int, dim: int) -> work.Work:
+    """Convolutions as PyTorch counts them, and the lookup, which it does not see: a key for four pixels."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    lookup = work.quantizer(len(pictures) * (SIDE // 2) ** 2, dim, codes).flops
+    parameters = sum(p.numel() for p in model.parameters())
+    return work.Work(counter.get_total_flops() + lookup, work.optimizer(parameters) + pictures.nbytes)
 
 
-def _step(loss: Callable[[], Tensor], module: nn.Module, after: Callable[[], None]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
-
+def _step(
+    loss: Callable[[Tensor], Tensor], pictures: Tensor, optimizer: torch.optim.Optimizer, after: Callable[[], None]
+) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
-        loss().backward()
+        loss(pictures).backward()
         optimizer.step()
         after()
 

@@ -16,31 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from transformer_vq.bench import device
+from transformer_vq.bench.comparison import absent, cells
 from transformer_vq.bench.plot import picture
 from transformer_vq.bench.targets import TARGETS, Found
 from transformer_vq.files import read_text, write_text
 
 SECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention": ("attention", {"lengths": (2048, 8192, 16_384), "repeats": 5}),
-    "attention-long": ("attention", {"lengths": (32_768,), "repeats": 3}),
+    "attention-long": ("attention", {"lengths": (32_768, 65_536), "repeats": 3}),
     "train": ("train", {"lengths": (512, 4096, 8192), "repeats": 9}),
     "compiled": ("train", {"lengths": (512, 4096), "repeats": 9, "compiled": True}),
     "generation": ("generation", {"positions": (1024, 16_384), "repeats": 100}),
     "quantize": ("quantize", {}),
     "images": ("images", {}),
 }
-"""By section: its benchmark and options, so that each takes at most about three minutes on two cores."""
+"""By section: its benchmark and options, so that each takes at most about five minutes on two cores."""
 ON_GPU: dict[str, dict[str, Any]] = {
-    "attention": {
-        "lengths": (4096, 8192, 32_768, 131_072), "compare_up_to": 131_072, "heads": 8, "width": 128, "codes": 512,
-        "window": 512, "block_len": 512,
-    },
-    "attention-long": {
-        "lengths": (262_144,), "compare_up_to": 0, "heads": 8, "width": 128, "codes": 512, "window": 512,
-        "block_len": 512,
-    },
-    "generation": {"positions": (1024, 1_000_000), "compare_up_to": 1024},
-}  # fmt: skip
+    "attention-long": {"lengths": (262_144, 524_288), "compare_up_to": 0},
+    "compiled": {"lengths": (2048, 8192)},
+}
+"""Beside what the benchmark's own ON_GPU says."""
 COMMAND = "transformer-vq bench all --page docs/results/speed.md"
 
 TITLES = {
@@ -52,38 +47,6 @@ TITLES = {
     "quantize": "Quantizer",
     "images": "Images",
 }
-SPEEDUP = {
-    "speedup": ("speed over theirs", ".2f"), "speedup_low": ("lower quartile", ".2f"),
-    "speedup_high": ("upper", ".2f"),
-}  # fmt: skip
-SHOWN: dict[str, dict[str, tuple[str, str]]] = {
-    "attention": {
-        "tokens": ("tokens", ",.0f"), "block_len": ("block", ".0f"),
-        "vq_ms": ("VQ, ms", ",.1f"), "sdpa_ms": ("SDPA, ms", ",.1f"),
-        "ratio": ("SDPA / VQ", ".2f"), "ratio_low": ("lower quartile", ".2f"), "ratio_high": ("upper", ".2f"),
-        "gflop": ("VQ, GFLOP", ",.1f"), "peak_mib": ("peak of the process, MiB", ",.0f"),
-    },
-    "train": {
-        "length": ("tokens of a row", ",.0f"), "rows": ("rows", ",.0f"), "vq_ms": ("ours, ms", ",.0f"),
-        "llama_ms": ("Llama, ms", ",.0f"), "ratio": ("Llama / ours", ".2f"), "ratio_low": ("lower quartile", ".2f"),
-        "ratio_high": ("upper", ".2f"), "gflop": ("ours, GFLOP", ",.1f"), "compiled_ms": ("compiled, ms", ",.0f"),
-        "compiled": ("ours / compiled", ".2f"), "compiled_low": ("lower quartile", ".2f"),
-        "compiled_high": ("upper", ".2f"),
-    },
-    "generation": {
-        "position": ("position", ",.0f"), "milliseconds": ("ours, ms a token", ".2f"), "low": ("lower quartile", ".2f"),
-        "high": ("upper", ".2f"), "llama_ms": ("Llama, ms", ".2f"), "llama_ratio": ("Llama / ours", ".2f"),
-        "mib": ("must be read, MiB", ".1f"),
-    },
-    "quantize": {
-        "implementation": ("", ""), "milliseconds": ("ms", ",.0f"), "low": ("lower quartile", ",.0f"),
-        "high": ("upper", ",.0f"), "peak_mib": ("peak memory, MiB", ",.0f"), **SPEEDUP,
-    },
-    "images": {
-        "implementation": ("", ""), "images_per_s": ("images/s", ",.0f"), "low": ("lower quartile", ",.0f"),
-        "high": ("upper", ",.0f"), **SPEEDUP,
-    },
-}  # fmt: skip
 
 
 def folder(page: Path) -> Path:
@@ -98,18 +61,23 @@ def missing(page: Path) -> list[str]:
     return [name for name in SECTIONS if not (folder(page) / f"{name}.json").is_file()]
 
 
+def on_gpu(module: Any) -> dict[str, Any]:
+    """The options of a benchmark that fit a GPU rather than a CPU."""
+    return getattr(module, "ON_GPU", {})
+
+
 def record(page: Path, section: str) -> None:
     """Measure one section on this device, and keep it."""
     benchmark, options = SECTIONS[section]
     facts = device.about()
-    if facts["kind"] == "cuda":
-        options = options | ON_GPU.get(section, {})
     module = import_module(f"transformer_vq.bench.{benchmark}")
+    if facts["kind"] == "cuda":
+        options = options | on_gpu(module) | ON_GPU.get(section, {})
     ceilings, rows = device.ceilings(), module.run(**options)
     target = folder(page)
     target.mkdir(parents=True, exist_ok=True)
     found = {"bench": benchmark, "options": options, **facts, "ceilings": ceilings._asdict(), "rows": rows}
-    if hasattr(module, "lines") and len(rows) > 1:
+    if len(rows) > 1:
         picture(module, rows, ceilings, target / f"{section}.png", f"{TITLES[section]}: {facts['device']}")
     write_text(target / f"{section}.json", json.dumps(found, indent=1) + "\n")
 
@@ -126,8 +94,9 @@ def _page(page: Path, devices: Mapping[Path, Mapping[str, Found]]) -> list[str]:
     text = [
         "# Speed",
         "",
-        "Medians of runs that take turns in one process; ratios are medians over turns, with quartiles. This page is",
-        "written by one command, which measures the device that it runs on and leaves the sections of others alone:",
+        "Medians and quartiles of runs that take turns in one process; × ours is how many times as long as ours a side takes,",
+        "turn by turn. This page is written by one command, which measures the device that it runs on and leaves the sections",
+        "of others alone:",
         "",
         f"```bash\n{COMMAND}\n```",
         "",
@@ -168,10 +137,8 @@ def _device(page: Path, path: Path, sections: Mapping[str, Found]) -> list[str]:
             continue
         found, place = sections[name], path.relative_to(page.parent).as_posix()
         text += [f"### {TITLES[name]}", "", *_rows(found), ""]
-        for other, why in sorted(_absent(found).items()):
-            text += [f"- {other}: absent, {why}"]
-        if _absent(found):
-            text += [""]
+        if away := absent(found["rows"]):
+            text += [*(f"- {other}: absent, {why}" for other, why in sorted(away.items())), ""]
         if (path / f"{name}.png").is_file():
             text += [f"![{TITLES[name]}: time over size, log-log, above the roofline]({place}/{name}.png)", ""]
         roof = found["ceilings"]
@@ -185,29 +152,16 @@ def _device(page: Path, path: Path, sections: Mapping[str, Found]) -> list[str]:
 
 
 def _rows(found: Found) -> list[str]:
-    columns = {
-        key: column
-        for key, column in SHOWN[found["bench"]].items()
-        if any(r.get(key) is not None for r in found["rows"])
-    }
-    out = [f"| {' | '.join(title for title, _ in columns.values())} |", f"|{'--:|' * len(columns)}"]
-    for row in found["rows"]:
-        cells = ["–" if row.get(key) is None else format(row[key], form) for key, (_, form) in columns.items()]
-        out.append(f"| {' | '.join(cells)} |")
-    for row in found["rows"]:
-        more = [
-            f"{n} {o['ms']:,.1f} ms, {o['ratio']:.2f} × ours" for n, o in row.get("others", {}).items() if "ms" in o
-        ]
-        if more:
-            out += ["", f"At {row['tokens']:,} tokens also: {'; '.join(more)}."]
-    return out
-
-
-def _absent(found: Found) -> dict[str, str]:
-    return {n: o["absent"] for row in found["rows"] for n, o in row.get("others", {}).items() if "absent" in o}
+    module = import_module(f"transformer_vq.bench.{found['bench']}")
+    headings, lines = cells(found["rows"], module.AXIS, module.MORE)
+    return [f"| {' | '.join(line)} |" for line in (headings, ("--:",) * len(headings), *lines)]
 
 
 def _options(options: Found) -> str:
     numbers = {k: v if isinstance(v, list) else [v] for k, v in options.items() if not isinstance(v, bool)}
-    words = [f"{key.replace('_', ' ')} {', '.join(f'{x:,}' for x in found)}" for key, found in numbers.items()]
+
+    def shown(x: Any) -> str:
+        return x if isinstance(x, str) else f"{x:,}"
+
+    words = [f"{key.replace('_', ' ')} {', '.join(map(shown, found))}" for key, found in numbers.items()]
     return "; ".join(words + [key for key, value in options.items() if value is True]) or "its defaults"

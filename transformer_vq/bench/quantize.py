@@ -8,70 +8,59 @@ process each.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from transformer_vq.bench import work
+from transformer_vq.bench.comparison import OURS, Row, row
 from transformer_vq.bench.device import kind
-from transformer_vq.bench.turns import in_turns, quartiles, ratios, shown_speedup, spread
+from transformer_vq.bench.turns import in_turns
 from transformer_vq.config.extras import need
 from transformer_vq.machine import peak_resident
 from transformer_vq.quantizers import build_quantizer
 
 Step = Callable[[], None]
+THEIRS = "vector-quantize-pytorch"
+
+AXIS = "vectors"
+MORE = {"peak_mib": ("peak, MiB", ",.0f")}
 
 
 def run(
-    vectors: int = 65_536,
+    vectors: Sequence[int] = (4096, 16_384, 65_536),
     dim: int = 128,
     codes: int = 512,
     estimator: str = "rotation",
     repeats: int = 7,
     device: str | None = None,
-) -> list[dict[str, str | float]]:
-    """-> a row each for ours and theirs: implementation, milliseconds, peak_mib (beyond the keys), speedup over theirs,
-    and quartiles (low, high; speedup_low, speedup_high).
+) -> list[Row]:
+    """-> a row each number of keys, as in `comparison.py`, with peak_mib of either side, beyond the keys.
 
     In fp32, one head; `device` is the GPU where there is one, else the CPU.
     Raises ConfigError when the other package is not installed.
     """
     need("vector_quantize_pytorch", "bench quantize")
     device = device or kind()
-    arguments = (vectors, dim, codes, estimator, device)
-    steps = {name: build(*arguments) for name, build in BUILDERS.items()}
-    seconds = in_turns(steps, repeats, device)
-    theirs = seconds["vector-quantize-pytorch"]
-    return [
-        {
-            "implementation": name,
-            **spread("milliseconds", "low", "high", quartiles([1e3 * t for t in seconds[name]])),
-            "peak_mib": peak_memory(name, *arguments),
-            **spread("speedup", "speedup_low", "speedup_high", ratios(theirs, seconds[name])),
-        }
-        for name in steps
-    ]
-
-
-def table(rows: list[dict[str, str | float]], title: str) -> None:
-    """Print the rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table("implementation", "ms (median)", "peak memory, MiB", "speed over theirs", "quartiles", title=title)
-    for row in rows:
-        numbers = f"{row['milliseconds']:.0f}", f"{row['peak_mib']:.0f}", *shown_speedup(row)
-        shown.add_row(str(row["implementation"]), *numbers)
-    Console().print(shown)
+    found = []
+    for n in vectors:
+        arguments = (n, dim, codes, estimator, device)
+        seconds = in_turns({name: build(*arguments) for name, build in BUILDERS.items()}, repeats, device)
+        made = row(AXIS, n, seconds, work.quantizer(n, dim, codes), {}, peak_mib=peak_memory(OURS, *arguments))
+        made["others"][THEIRS]["peak_mib"] = peak_memory(THEIRS, *arguments)
+        found.append(made)
+    return found
 
 
 def peak_memory(name: str, *arguments: object) -> float:
-    """MiB that one step adds to the peak of a fresh process that holds module, keys and gradient."""
+    """MiB that one step adds to the peak of a fresh process that holds module, keys and gradient, and has done one."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, arguments))
 
 
 def _peak(name: str, arguments: tuple[int, int, int, str, str]) -> float:
+    BUILDERS[name](64, *arguments[1:])()  # what is loaded by the first step is no part of it
     step = BUILDERS[name](*arguments)
     peak = torch.cuda.max_memory_allocated if arguments[-1] == "cuda" else peak_resident
     before = peak() / 2**20
@@ -115,6 +104,6 @@ def _inputs(shape: tuple[int, ...], device: str) -> tuple[torch.Tensor, torch.Te
 
 
 BUILDERS: dict[str, Callable[[int, int, int, str, str], Step]] = {
-    "transformer_vq": _ours,
-    "vector-quantize-pytorch": _theirs,
+    OURS: _ours,
+    THEIRS: _theirs,
 }

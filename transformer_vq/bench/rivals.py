@@ -1,7 +1,8 @@
 """Other people's attention, where it is installed and able: a step of it, or why there is none.
 
-Each gets the same queries, keys and values (1, H, T, D) and does forward and backward. What is no softmax attention
-(`fla`'s gated delta net and GLA) is here for its speed: it computes something else.
+Each gets the same queries, keys and values (B, H, T, D) and does forward and backward. What is no softmax attention
+(`fla`'s gated delta net and GLA) is here for its speed: it computes something else. Our own full attention is the layer
+of `quantizer.kind: none`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from transformer_vq.bench.comparison import Step
 from transformer_vq.config.extras import lack
-
-Step = Callable[[], object]
+from transformer_vq.ops.attention import full_attention
 
 
 class Heads(NamedTuple):
@@ -37,6 +38,11 @@ class Heads(NamedTuple):
 def sdpa(x: Heads) -> Step:
     """PyTorch's own choice."""
     return lambda: x.backward(F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True, scale=1.0))
+
+
+def own_full(x: Heads) -> Step:
+    """Of this package."""
+    return lambda: x.backward(full_attention(x.q, x.k, x.v, window=0)[0])
 
 
 def cudnn(x: Heads) -> Step | str:
@@ -93,24 +99,13 @@ def gla(x: Heads) -> Step | str:
 
 
 RIVALS: dict[str, Callable[[Heads], Step | str]] = {
-    "sdpa": sdpa,
-    "sdpa cudnn": cudnn,
+    "SDPA": sdpa,
+    "SDPA, cuDNN": cudnn,
+    "ours, full": own_full,
     "flash-attn": flash,
     "gated delta net": gated_delta_net,
     "gla": gla,
 }
-
-
-def able(make: Callable[[Heads], Step | str], x: Heads) -> Step | str:
-    """A step that has run once, or in one line why it cannot."""
-    step = make(x)
-    if isinstance(step, str):
-        return step
-    try:
-        step()
-    except (RuntimeError, ValueError, TypeError, AssertionError, ImportError) as error:
-        return f"fails here: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return step
 
 
 def _missing(module: str) -> str | None:

@@ -1,21 +1,24 @@
-"""A training step of a small model with quantized keys beside one of `transformers`' Llama of the same shape.
+"""A training step of a model with quantized keys beside one of `transformers`' Llama of the same shape, and beside one
+of ours with full attention.
 
 Forward, backward, AdamW and the codebooks' update; the same tokens a step at every length.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from transformer_vq.bench import work
-from transformer_vq.bench.device import Ceilings
-from transformer_vq.bench.llama import llama, ours
-from transformer_vq.bench.turns import in_turns, quartiles, ratios, spread
+from transformer_vq.bench.comparison import OURS, Row, Step, able, apart, peak_on_gpu, row
+from transformer_vq.bench.device import kind
+from transformer_vq.bench.llama import FULL, LLAMA, full, llama, ours
+from transformer_vq.bench.turns import in_turns
+from transformer_vq.config import ConfigError
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.describe import describe
 from transformer_vq.ops.pages import keep_pages
@@ -23,62 +26,63 @@ from transformer_vq.ops.pages import keep_pages
 LENGTHS = (512, 4096, 8192)
 TOKENS = 8192
 """A step reads so many, in rows of the length at hand; at least one row."""
+PRECISIONS = ("fp32", "bf16")
+COMPILED = "ours, compiled"
+ON_GPU: dict[str, Any] = {
+    "lengths": (2048, 8192, 32_768, 131_072), "tokens": 131_072, "shape": "125M", "precision": "bf16",
+}  # fmt: skip
 
-AXIS = "tokens of a row"
-
-Row = dict[str, float]
+AXIS = "length"
+MORE = {
+    "rows": ("rows", ",.0f"),
+    "tokens_per_s": ("tokens/s", ",.0f"),
+    "gflop": ("GFLOP", ",.1f"),
+    "peak_mib": ("peak, MiB", ",.0f"),
+}
 
 
 def run(
-    lengths: Sequence[int] = LENGTHS, repeats: int = 5, tokens: int = TOKENS, compiled: bool = False, **changes: Any
+    lengths: Sequence[int] = LENGTHS,
+    repeats: int = 5,
+    tokens: int = TOKENS,
+    compiled: bool = False,
+    shape: str = "small",
+    precision: str = "fp32",
+    **changes: Any,
 ) -> list[Row]:
-    """-> a row each length: length, rows, vq_ms, llama_ms (medians), ratio (llama over vq, median over turns) and its
-    quartiles ratio_low, ratio_high; vq_low, vq_high; gflop and mib of our step by `work.py`.  compiled: the same model
-    under `train.compile` takes part, with compiled_ms and compiled (how many times as fast as without, with quartiles
-    compiled_low, compiled_high).  `changes` to the model of `llama.SHAPE`.
+    """-> a row each length, as in `comparison.py`, with rows, tokens_per_s and, on a GPU, peak_mib of ours.
+
+    compiled: the same model under `train.compile` takes part. shape: of `llama.SHAPES`, with `changes`. precision: fp32
+    | bf16 (autocast).  Raises ConfigError for other names.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    keep_pages()  # as the training loop does; for both
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
+    device = kind()
+    keep_pages()  # as the training loop does; for all
     found: list[Row] = []
     for length in lengths:
         batch = max(1, tokens // length)
-        model = ours(**changes).to(device)
-        contest = {
-            "vq": vq_step(model, batch, length, device),
-            "llama": llama_step(llama(model.config).to(device), batch, length, device),
+        model = ours(shape, **changes).to(device)
+        sizes = (batch, length, device, precision)
+        others = {
+            LLAMA: able(partial(llama_step, llama(model.config).to(device), *sizes)),
+            FULL: able(partial(our_step, full(model.config).to(device), *sizes)),
         }
+        steps, absent = apart(others)
+        mine = our_step(model, *sizes)
+        contest: dict[str, Step] = {OURS: mine, **steps}
         if compiled:
-            faster = ours(**changes).to(device)
+            faster = ours(shape, **changes).to(device)
             faster.compile()
-            contest["compiled"] = vq_step(faster, batch, length, device)
+            contest[COMPILED] = our_step(faster, *sizes)
         seconds = in_turns(contest, repeats, device)
-        low, median, high = ratios(seconds["llama"], seconds["vq"])
-        found.append(
-            {
-                "length": length,
-                "rows": batch,
-                "vq_ms": 1e3 * quartiles(seconds["vq"])[1],
-                "vq_low": 1e3 * quartiles(seconds["vq"])[0],
-                "vq_high": 1e3 * quartiles(seconds["vq"])[2],
-                "llama_ms": 1e3 * statistics.median(seconds["llama"]),
-                "ratio": median,
-                "ratio_low": low,
-                "ratio_high": high,
-                **_work(model, batch * length, length),
-                **(_gain(seconds["vq"], seconds["compiled"]) if compiled else {}),
-            }
-        )
+        flops = describe(model.config, length)["flops_per_token"]
+        needed = work.training(flops, batch * length, count(model))
+        more = {"peak_mib": peak_on_gpu(mine) if device == "cuda" else None}
+        made = row(AXIS, length, seconds, needed, absent, rows=batch, **more)
+        made["tokens_per_s"] = batch * length / (made["milliseconds"] / 1e3)
+        found.append(made)
     return found
-
-
-def _gain(eager: list[float], compiled: list[float]) -> Row:
-    named = spread("compiled", "compiled_low", "compiled_high", ratios(eager, compiled))
-    return {"compiled_ms": 1e3 * statistics.median(compiled), **named}
-
-
-def _work(model: TransformerVQ, tokens: int, length: int) -> Row:
-    needed = work.training(describe(model.config, length)["flops_per_token"], tokens, count(model))
-    return {"gflop": needed.flops / 1e9, "mib": needed.bytes / 2**20}
 
 
 def count(model: nn.Module) -> int:
@@ -86,28 +90,15 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def lines(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """For the picture, by implementation: length and seconds."""
-
-    def flat(name: str) -> list[tuple[float, float, float, float]]:
-        return [(r["length"], r[name] / 1e3, r[name] / 1e3, r[name] / 1e3) for r in rows]
-
-    ours = [(r["length"], r["vq_low"] / 1e3, r["vq_ms"] / 1e3, r["vq_high"] / 1e3) for r in rows]
-    more = {"compiled": flat("compiled_ms")} if "compiled_ms" in rows[0] else {}
-    return {"quantized keys": ours, "Llama": flat("llama_ms"), **more}
-
-
-def floor(rows: list[Row], ceilings: Ceilings) -> list[tuple[float, float]]:
-    """Length, and the least seconds that our step could take."""
-    return [(r["length"], work.Work(1e9 * r["gflop"], 2**20 * r["mib"]).seconds(*ceilings)) for r in rows]
-
-
-def vq_step(model: TransformerVQ, batch: int, length: int, device: str) -> Callable[[], None]:
+def our_step(model: TransformerVQ, batch: int, length: int, device: str, precision: str = "fp32") -> Step:
     """A step of ours, as the training loop takes it."""
-    tokens, optimizer = text(batch, length, device), torch.optim.AdamW(model.parameters())
+    assert model.config.vocab_size is not None
+    tokens = text(batch, length, model.config.vocab_size, device)
+    optimizer, labels = torch.optim.AdamW(model.parameters()), tokens.roll(-1, 1)
 
     def step() -> None:
-        loss = model(tokens, labels=tokens.roll(-1, 1), logits=False).loss
+        with autocast(device, precision):
+            loss = model(tokens, labels=labels, logits=False).loss
         assert loss is not None
         loss.backward()
         optimizer.step()
@@ -117,36 +108,26 @@ def vq_step(model: TransformerVQ, batch: int, length: int, device: str) -> Calla
     return step
 
 
-def llama_step(model: nn.Module, batch: int, length: int, device: str) -> Callable[[], None]:
+def llama_step(model: nn.Module, batch: int, length: int, device: str, precision: str = "fp32") -> Step:
     """A step of Llama's."""
-    tokens, optimizer = text(batch, length, device), torch.optim.AdamW(model.parameters())
+    tokens = text(batch, length, model.config.vocab_size, device)  # type: ignore[union-attr,arg-type]
+    optimizer = torch.optim.AdamW(model.parameters())
 
     def step() -> None:
-        model(tokens, labels=tokens, use_cache=False).loss.backward()
+        with autocast(device, precision):
+            loss = model(tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def text(batch: int, length: int, device: str) -> Tensor:
-    """Random bytes."""
-    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+def autocast(device: str, precision: str) -> torch.autocast:
+    """As Accelerate does it."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
-def table(rows: list[Row], title: str) -> None:
-    """Print the rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    more = ("compiled, ms", "VQ / compiled", "quartiles") if "compiled" in rows[0] else ()
-    shown = Table("length", "rows", "VQ, ms", "Llama, ms", "Llama / VQ", "quartiles", *more, title=title)
-    for row in rows:
-        quarters = f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}"
-        times = (f"{row['vq_ms']:,.0f}", f"{row['llama_ms']:,.0f}", f"{row['ratio']:.2f}")
-        gain: tuple[str, ...] = ()
-        if more:
-            low, high = row["compiled_low"], row["compiled_high"]
-            gain = (f"{row['compiled_ms']:,.0f}", f"{row['compiled']:.2f}", f"{low:.2f} - {high:.2f}")
-        shown.add_row(f"{row['length']:,.0f}", f"{row['rows']:.0f}", *times, quarters, *gain)
-    Console().print(shown)
+def text(batch: int, length: int, vocab: int, device: str) -> Tensor:
+    """Random tokens."""
+    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)

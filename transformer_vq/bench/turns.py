@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar("Name", bound=Hashable)
 Spread = tuple[float, float, float]
 """Lower quartile, median, upper quartile."""
 
 
 def in_turns(
-    contest: Mapping[str, Callable[[], object]], repeats: int, device: str, warmup: int = 2
-) -> dict[str, list[float]]:
+    contest: Mapping[Name, Callable[[], object]], repeats: int, device: str, warmup: int = 2
+) -> dict[Name, list[float]]:
     """Seconds of each of `repeats` turns, by contestant; `warmup` turns before them are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contest}
+    seconds: dict[Name, list[float]] = {name: [] for name in contest}
     for turn in range(repeats + warmup):
         for name, step in contest.items():
             spent = timed(step, device)
@@ -52,11 +53,6 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
 def spread(median: str, low: str, high: str, found: Spread) -> dict[str, float]:
     """The three of them by these names."""
     return {median: found[1], low: found[0], high: found[2]}
-
-
-def shown_speedup(row: Mapping[str, Any]) -> tuple[str, str]:
-    """A row's `speedup` and its quartiles, for a table."""
-    return f"{row['speedup']:.2f}×", f"{row['speedup_low']:.2f} - {row['speedup_high']:.2f}"
 
 
 def quartiles(found: Sequence[float]) -> Spread:

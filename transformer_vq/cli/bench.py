@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from transformer_vq.cli.arguments import Json, check_plot
-from transformer_vq.cli.console import console, print_json
+from transformer_vq.cli.console import console, print_json, table
 from transformer_vq.cli.threads import wait_shortly
 
 bench = typer.Typer(help="Side-by-side timings on this machine: medians and ratios.", no_args_is_help=True)
@@ -30,6 +31,10 @@ Plot = Annotated[
     ),
 ]
 
+Shape = Annotated[
+    str | None, typer.Option("--shape", help="Of the models: small or 125M; without it, small on a CPU, 125M on a GPU.")
+]
+
 
 @bench.command()
 def attention(
@@ -46,15 +51,31 @@ def attention(
 
 
 @bench.command()
-def quantize(repeats: Repeats = None, json: Json = False, out: Out = None) -> None:
+def quantize(
+    vectors: Annotated[
+        list[int] | None, typer.Option("--vectors", min=1, help="Keys, may be given several times.")
+    ] = None,
+    repeats: Repeats = None,
+    json: Json = False,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
     """One step of the quantizer beside vector-quantize-pytorch's, time and memory."""
-    _measure("quantize", json, out, repeats=repeats)
+    _measure("quantize", json, out, plot, vectors=vectors, repeats=repeats)
 
 
 @bench.command()
-def images(repeats: Repeats = None, json: Json = False, out: Out = None) -> None:
-    """Images per second of a VQ-VAE with our quantizer and with vector-quantize-pytorch's."""
-    _measure("images", json, out, repeats=repeats)
+def images(
+    batch_sizes: Annotated[
+        list[int] | None, typer.Option("--batch-size", min=1, help="Images of a step, may be given several times.")
+    ] = None,
+    repeats: Repeats = None,
+    json: Json = False,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
+    """A training step of a VQ-VAE with our quantizer and with vector-quantize-pytorch's."""
+    _measure("images", json, out, plot, batch_sizes=batch_sizes, repeats=repeats)
 
 
 @bench.command()
@@ -62,13 +83,15 @@ def generation(
     positions: Annotated[
         list[int] | None, typer.Option("--position", min=1, help="Tokens read before, may be given several times.")
     ] = None,
+    shape: Shape = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="fp32, bf16 or fp64, of weights and state.")] = None,
     repeats: Repeats = None,
     json: Json = False,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
-    """Time per generated token at several positions, beside Llama's."""
-    _measure("generation", json, out, plot, positions=positions, repeats=repeats)
+    """Time per generated token at several positions, beside Llama's and full attention's."""
+    _measure("generation", json, out, plot, positions=positions, shape=shape, dtype=dtype, repeats=repeats)
 
 
 @bench.command()
@@ -79,13 +102,16 @@ def train(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="The step under train.compile takes part too; that compiles first.")
     ] = False,
+    shape: Shape = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32 or bf16 (autocast).")] = None,
     repeats: Repeats = None,
     json: Json = False,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
-    """A training step of a small model beside one of Llama of the same shape."""
-    _measure("train", json, out, plot, lengths=lengths, repeats=repeats, compiled=compiled)
+    """A training step of a model beside one of Llama of the same shape, and of ours with full attention."""
+    options = {"lengths": lengths, "repeats": repeats, "compiled": compiled, "shape": shape, "precision": precision}
+    _measure("train", json, out, plot, **options)
 
 
 @bench.command()
@@ -159,7 +185,7 @@ def all_(
 ) -> None:
     """Measure everything on the device at hand, section by section, and write the page of speed.
 
-    A section takes a minute or two and is kept as soon as it is done, so a stopped command goes on where it was.
+    A section takes a few minutes and is kept as soon as it is done, so a stopped command goes on where it was.
     Sections of other devices stay as they are.
     """
     from transformer_vq.bench.page import SECTIONS, missing, record, write_page
@@ -177,31 +203,51 @@ def all_(
 
 
 def _measure(name: str, json: bool, out: Path | None = None, plot: Path | None = None, **options: Any) -> None:
-    """Run the benchmark of that name with the options given, and print its rows."""
+    """Run the benchmark of that name with the options given, and print its rows.
+
+    What is left out is, on a GPU, as the benchmark's own ON_GPU says, and else as its `run` does.
+    """
     from transformer_vq.bench import device
+    from transformer_vq.bench.comparison import absent, cells
+    from transformer_vq.bench.page import on_gpu
 
     module, facts = import_module(f"transformer_vq.bench.{name}"), device.about()
     check_plot(plot)
     for name_, target in (("--out", out), ("--plot", plot)):
         _writable(name_, target)
-    where = device.line(facts)
+    where, sized = device.line(facts), hasattr(module, "AXIS")
     console(to_stderr=True).print(f"bench {name} on {where}; runs take turns, which takes a while")
-    rows = module.run(**{key: value for key, value in options.items() if value is not None})
-    found: dict[str, Any] = {"bench": name, "machine": where, **facts, "rows": rows}
+    given = {key: value for key, value in options.items() if value is not None}
+    found: dict[str, Any] = {"bench": name, "machine": where, **facts}
+    if sized:
+        ceilings = device.ceilings()
+        found["ceilings"] = ceilings._asdict()
+    found["rows"] = rows = module.run(**((on_gpu(module) if facts["kind"] == "cuda" else {}) | given))
     if plot is not None:
         from transformer_vq.bench.plot import picture
 
-        ceilings = device.ceilings()
-        found["ceilings"] = ceilings._asdict()
         picture(module, rows, ceilings, plot, f"{name}: {facts['device']}")
     if out is not None:
         from transformer_vq.files import write_text
 
         write_text(out, json_.dumps(found, indent=1) + "\n")
+    title = f"{name}: {where}"
     if json:
         print_json(found)
+    elif sized:
+        _show(*cells(rows, module.AXIS, module.MORE), absent(rows), title)
     else:
-        module.table(rows, f"{name}: {where}")
+        module.table(rows, title)
+
+
+def _show(headings: tuple[str, ...], lines: list[tuple[str, ...]], absent: Mapping[str, str], title: str) -> None:
+    """A table, and who took no part."""
+    out, shown = console(), table(*headings, title=title)
+    for line in lines:
+        shown.add_row(*line)
+    out.print(shown)
+    for name, why in absent.items():
+        out.print(f"{name}: absent, {why}")
 
 
 def _writable(option: str, target: Path | None) -> None:
