@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from unittest import mock
 
 import pytest
@@ -241,3 +242,25 @@ def test_small_steps_wake_no_other_thread(layer, monkeypatch):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["xl, heads", "rotary, heads", "scalar", "exact keys", "fsq", "conv"])
+def test_a_captured_step_equals_launch_by_launch_on_a_gpu(name, dtype, monkeypatch):
+    made = model(name).cuda().to(dtype)
+    tokens, found = text(3, 20).cuda(), {}
+    for graphs in (False, True):
+        monkeypatch.setattr(decoding, "possible", lambda device, graphs=graphs: graphs)
+        state = made(tokens[:, :6]).state
+        with made.frozen(in_place=True), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # nothing falls back
+            logits = []
+            for t in range(6, 20):
+                out = made(tokens[:, t : t + 1], state=state)
+                state = out.state
+                logits.append(out.logits)
+            assert (state.graph is not None) == (graphs and name != "conv")
+            found[graphs] = {"logits": torch.cat(logits, 1)} | numbers(state)
+    assert_same(found[True], found[False], rtol=0.0)

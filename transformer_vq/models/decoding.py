@@ -11,7 +11,8 @@ Axes:   B batch  H heads  Hkv key heads  G = H/Hkv  D width  K key width  V valu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transformer_vq.models.attention import Carried, Context, VQAttention
+from transformer_vq.models.captured import Captured, possible
 from transformer_vq.models.gau import GAU
 from transformer_vq.models.norm import RMSNorm
 from transformer_vq.models.positions import sinusoid
@@ -50,14 +52,20 @@ class Decoding:
     """
 
     def __init__(
-        self, start: ModelState, layers: tuple[Any, ...], inputs: tuple[Tensor, ...], steps: int, dtype: torch.dtype
+        self,
+        start: ModelState,
+        layers: tuple[Any, ...],
+        inputs: tuple[Tensor, ...],
+        steps: int,
+        dtype: torch.dtype,
+        graph: Captured | None = None,
     ):
         """layers: for each its memory, as `LayerStep.open` made it, or what it carries where it has no step.
 
-        dtype: of keys and values in the state.
+        dtype: of keys and values in the state. graph: of the next step, once it is captured.
         """
         self.start, self.layers_now, self.inputs_now, self.steps = start, layers, inputs, steps
-        self.dtype = dtype
+        self.dtype, self.graph = dtype, graph
 
     @cached_property
     def whole(self) -> ModelState:
@@ -71,6 +79,25 @@ class Decoding:
     def positions(self) -> Tensor:
         """(B,) int64."""
         return self.start.position + self.steps
+
+    def one_further(self) -> Decoding:
+        """What will be after its graph is played. Raises ValueError for what is not the newest of its loop."""
+        from transformer_vq.ops.attention.ring import moved_on  # imports triton
+
+        rings = tuple(moved_on(ring) for ring in self.layers_now)
+        return Decoding(self.start, rings, (), self.steps + 1, self.dtype, self.graph)
+
+    def check(self) -> None:
+        """Raise ValueError where some layer's ring has moved on since."""
+        from transformer_vq.ops.attention.ring import check_ring  # imports triton
+
+        for ring in self.layers_now:
+            check_ring(ring)
+
+    def take_back(self) -> None:
+        """Of a step that was begun and did nothing: it is the newest of its loop again."""
+        for ring in self.layers_now:
+            ring.taken[0] = ring.steps
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # not what copying and pickling look for
@@ -244,6 +271,7 @@ class Decoder:
         self.placed = absolute_scale is not None or any(
             a is None or b.conv is not None for a, b in zip(self.steps, self.layers, strict=True)
         )
+        self.same_memory = in_place and not self.placed  # for every token
 
     @property
     def useful(self) -> bool:
@@ -255,10 +283,48 @@ class Decoder:
         now = state if isinstance(state, Decoding) else self.open(state, tokens)
         small = tokens.device.type == "cpu" and self.work * len(tokens) < WORTH_THREADS
         with alone() if small else nullcontext():
-            return self.read(tokens, now)
+            x, moved, seen = self.play(tokens, now) if self.playable(now, tokens) else self.read(tokens, now)
 
-    def read(self, tokens: Tensor, now: Decoding) -> tuple[Tensor, ModelState, Callable[[], Any]]:
-        """The call, once its memory is open."""
+        def quantized() -> list[Quantized]:
+            pairs = zip(self.layers, seen, strict=True)
+            return [layer.quantizer(x[:, :, None]) if isinstance(x, Tensor) else x for layer, x in pairs]
+
+        return x[:, None], cast(ModelState, moved), quantized
+
+    def playable(self, now: Decoding, tokens: Tensor) -> bool:
+        """The step is one graph: no layer carries more than its ring, and the loop's first token has been read."""
+        return self.same_memory and now.steps > 0 and possible(tokens.device)
+
+    def play(self, tokens: Tensor, now: Decoding) -> tuple[Tensor, Decoding, Sequence[Tensor | Quantized]]:
+        """As `read`, by the graph of this loop."""
+        moved = now.one_further() if now.graph is not None else self.capture(tokens, now)
+        if moved.graph is None:
+            return self.read(tokens, now)
+        x, keys = moved.graph(tokens)
+        return x, moved, keys.clone().unbind()  # whoever asks for keys may do so after the next token
+
+    def capture(self, tokens: Tensor, now: Decoding) -> Decoding:
+        """What will be after the token, with the graph that reads it; `now` itself where that cannot be captured."""
+        now.check()
+        after: list[Decoding] = []
+
+        def run(tokens: Tensor) -> tuple[Tensor, ...]:
+            x, moved, seen = self.read(tokens, now)
+            after.append(moved)
+            return x, torch.stack(cast(list[Tensor], seen))
+
+        try:
+            graph = Captured(run, tokens)
+        except RuntimeError as error:
+            warnings.warn(f"decoding goes on launch by launch, without a graph: {error}", stacklevel=5)
+            self.same_memory = False
+            now.take_back()
+            return now
+        after[0].graph = graph
+        return after[0]
+
+    def read(self, tokens: Tensor, now: Decoding) -> tuple[Tensor, Decoding, Sequence[Tensor | Quantized]]:
+        """(B, D) for the head, the memory with the token, and of each layer the key, or what its quantizer says."""
         x = self.embedding.index_select(0, tokens[:, 0])
         context = None
         if self.placed:
@@ -288,13 +354,7 @@ class Decoder:
             seen.append(result)
             if left is not None:
                 inputs.append(left)
-        moved = Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1, now.dtype)
-
-        def quantized() -> list[Quantized]:
-            pairs = zip(self.layers, seen, strict=True)
-            return [layer.quantizer(x[:, :, None]) if isinstance(x, Tensor) else x for layer, x in pairs]
-
-        return self.norm(x)[:, None], cast(ModelState, moved), quantized
+        return self.norm(x), Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1, now.dtype), seen
 
     def open(self, state: ModelState | None, tokens: Tensor) -> Decoding:
         """Ready to go on from `state`."""

@@ -111,8 +111,7 @@ def step(ring: Ring, q: Tensor, k_hat: Tensor, codes: Tensor, v: Tensor, bias: T
     M+1), the farthest key first. No gradients.
     Raises ValueError for a ring that has moved on since: it is written in place.
     """
-    if ring.taken[0] != ring.steps:
-        raise ValueError(f"this ring has gone on by {ring.taken[0] - ring.steps} tokens; open another from a state")
+    check_ring(ring)
     rows, G, K = q.shape
     Hkv, S, _ = ring.codebook.shape
     M, V, wide = ring.raw.shape[1], v.shape[1], ring.mean.dtype
@@ -146,14 +145,25 @@ def step(ring: Ring, q: Tensor, k_hat: Tensor, codes: Tensor, v: Tensor, bias: T
     )  # fmt: skip
     if M:  # all key heads of a row have read it by now
         ring.alive.scatter_(1, ring.place.view(-1, Hkv)[:, :1].sub(1).remainder(M), 1)
+    return o, moved_on(ring)
+
+
+def check_ring(ring: Ring) -> None:
+    """Raise ValueError for a ring that has moved on since."""
+    if ring.taken[0] != ring.steps:
+        raise ValueError(f"this ring has gone on by {ring.taken[0] - ring.steps} tokens; open another from a state")
+
+
+def moved_on(ring: Ring) -> Ring:
+    """The same after one more token, which its tensors hold or are about to; `ring` is refused from now on."""
+    check_ring(ring)
     ring.taken[0] += 1
-    return o, ring._replace(steps=ring.steps + 1)
+    return ring._replace(steps=ring.steps + 1)
 
 
 def close_ring(ring: Ring) -> AttentionState:
     """The state that the ring stands for, in tensors of its own: what `vq_attention` returns after the same tokens."""
-    if ring.taken[0] != ring.steps:
-        raise ValueError(f"this ring has gone on by {ring.taken[0] - ring.steps} tokens; open another from a state")
+    check_ring(ring)
     old, M = ring.start, ring.raw.shape[1]
     B, Hkv = old.codes.shape[:2]
     order = (torch.arange(M, device=ring.codes.device) + ring.steps) % max(M, 1)
