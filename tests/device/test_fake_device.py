@@ -1,8 +1,9 @@
-"""No operation of the model mixes devices, and nothing in a step makes the host wait: found without a GPU."""
+"""Nothing in a step mixes devices, makes the host wait, or adds up in any order: found without a GPU."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 import torch
 from device.fake_device import MISTAKES, VARIANTS
 
+import transformer_vq
+
 HERE = Path(__file__).parent
 
 
-QUICK = ("rotary", "dropout", "gumbel", "dead codes")
+QUICK = ("rotary", "given", "dropout", "gumbel", "losses", "dead codes")
 
 
 @pytest.mark.timeout(900)
@@ -33,6 +36,9 @@ def test_the_whole_model_on_a_device_that_does_not_exist(tmp_path, variants):
     found = json.loads(done.stdout.splitlines()[-1])
     planted = [f.__name__ for f in MISTAKES]
     mistakes = [case["error"] for case in found if case["how"] in planted]
-    assert len(mistakes) == 3 and all(mistakes), "a planted mistake was not noticed"
+    assert len(mistakes) == len(MISTAKES) and all(mistakes), "a planted mistake was not noticed"
+    package = Path(transformer_vq.__file__).parent.rglob("*.py")
+    ops = {op for path in package for op in re.findall(r'custom_op\(\s*"(.+?)"', path.read_text(encoding="utf-8"))}
+    assert ops == {case["variant"] for case in found if case["how"] == "opaque"}, "an op hides what it does"
     wrong = [case for case in found if case["error"] and case["how"] not in planted]
     assert not wrong, "\n".join(f"{case['variant']}, {case['how']}: {case['error']}" for case in wrong)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers import assert_same
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
 from transformer_vq.ops import estimators
-from transformer_vq.quantizers import QUANTIZERS
+from transformer_vq.quantizers import QUANTIZERS, build_quantizer
 
 SIZES = {"vocab_size": 32, "layers": 2, "width": 16, "key_dim": 8, "value_dim": 8, "window": 4, "block_len": 4}
 MODELS = {
@@ -43,8 +46,8 @@ EVERY |= {f"vq, {name}": {"quantizer": {**LEARNED, "estimator": name}} for name 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gau", "transformer", "simvq")]
 
 
-def model_and_text(name: str) -> tuple[TransformerVQ, Tensor]:
-    model = TransformerVQ(TransformerVQConfig(**{**SIZES, **(MODELS | EVERY)[name]}))
+def model_and_text(name: str, **sizes: int) -> tuple[TransformerVQ, Tensor]:
+    model = TransformerVQ(TransformerVQConfig(**{**SIZES, **(MODELS | EVERY)[name], **sizes}))
     return model, torch.randint(32, (2, 73), generator=torch.Generator().manual_seed(1))
 
 
@@ -73,11 +76,47 @@ def test_every_kind_of_quantizer_is_there():
     assert {settings["quantizer"].get("kind", "vq") for settings in EVERY.values()} == set(QUANTIZERS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gau", *EVERY])
-def test_no_graph_break(name):
+def breaks(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Graph breaks of a call and its backward pass, counted; each but the first graph is one too."""
     torch._dynamo.reset()
-    model, text = model_and_text(name)
+    counters.clear()
+    graphs = CompileCounter()
+    torch.compile(call, backend=graphs)(x).backward()
+    return max(graphs.frame_count - 1, sum(counters["graph_break"].values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [*((name, False) for name in ["gau", *EVERY]), ("gau", True), ("fsq", True), ("vq, gumbel", True)],
+)
+def test_no_quantizer_breaks_the_graph(name, masked):
+    """By itself, which is quick: the rest of the model is the same for all."""
+    quantizer = build_quantizer({"kind": "vq", **(MODELS | EVERY)[name]["quantizer"]}, 2, 8)
+    k, mask = torch.randn(2, 2, 9, 8, requires_grad=True), torch.rand(2, 9) < 0.7 if masked else None
+
+    def loss(k: Tensor) -> Tensor:
+        out = quantizer(k, mask)
+        return out.quantized.square().sum() + out.loss
+
+    assert breaks(loss, k) == 0, counters["graph_break"]
+    assert k.grad.isfinite().all() and k.grad.any()
+
+
+def test_a_graph_break_is_counted():
+    k = torch.ones(3, requires_grad=True)
+    assert breaks(lambda k: (k * float(k.detach().sum())).sum(), k) == 1
+    assert breaks(lambda k: (k * k.detach().sum().item()).sum() if k.sum() > 0 else k.sum(), k) > 0
+
+
+WHOLE = ("gau", "fsq", "none", "vq, gumbel")  # statistics and a schedule, an expansion, full attention, noise
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [(n, 1) for n in WHOLE] + [pytest.param(n, 2, marks=pytest.mark.slow) for n in ("gau", *EVERY)]
+)
+def test_no_graph_break(name, layers):
+    torch._dynamo.reset()
+    model, text = model_and_text(name, layers=layers)
     told = torch._dynamo.explain(lambda x, y: model(x, labels=y).loss)(text[:, :-1], text[:, 1:])
     assert told.graph_break_count == 0, told.break_reasons
 

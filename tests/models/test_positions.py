@@ -1,14 +1,18 @@
 """Position modules against the formulas, entry by entry."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from helpers import assert_same
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from transformer_vq import TransformerVQConfig
 from transformer_vq.models.dropout import lasting_uniform
 from transformer_vq.models.positions import POSITIONS, frequencies, sinusoid
+from transformer_vq.ops import constants
 
 K, H, M, D = 4, 2, 3, 6
 CONFIG = {"vocab_size": 5, "width": D, "heads": H, "key_dim": K, "window": M, "position_base": 100.0}
@@ -95,6 +99,49 @@ def test_rotary_gives_frequencies_that_survive_bf16():
     assert rotary.dtype == torch.float32
     assert torch.equal(rotary, frequencies(K, 100.0, torch.device("cpu")).float())
     assert torch.allclose(rotary, torch.tensor([1.0, 0.1]))
+
+
+GIVEN = [0.123456789012345, 1e-9]
+
+
+def test_given_frequencies_are_made_once_and_rounded_once():
+    constants._made_once.cache_clear()
+    module = position("rotary", rotary_frequencies=GIVEN).bfloat16()
+    want = torch.tensor(GIVEN, dtype=torch.float64)
+    first = module(queries(torch.bfloat16)).rotary
+    assert torch.equal(first, want.float()) and torch.equal(module(queries()).rotary, want)
+    others = (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), position("rotary", rotary_frequencies=GIVEN))
+    assert all(other(queries(torch.float32)).rotary is first for other in others)
+    assert not module.state_dict()
+
+
+def test_given_frequencies_survive_a_model_without_numbers():
+    config = TransformerVQConfig(**CONFIG, position="rotary", rotary_frequencies=GIVEN)
+    with torch.device("meta"):
+        module = POSITIONS["rotary"](config, 0, None)
+    found = module.to_empty(device="cpu")(queries(torch.float32)).rotary
+    assert torch.equal(found, torch.tensor(GIVEN))
+
+
+@pytest.mark.parametrize("first", ["inference", "fake"])
+def test_given_frequencies_do_not_depend_on_who_asked_first(first):
+    constants._made_once.cache_clear()
+    module, q = position("rotary", rotary_frequencies=GIVEN), queries()
+    with torch.inference_mode() if first == "inference" else FakeTensorMode(allow_non_fake_inputs=True):
+        module(q)
+    rotary = module(q).rotary
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    (x * rotary).sum().backward()  # keeps them for the backward pass
+    assert torch.equal(x.grad, torch.tensor(GIVEN, dtype=torch.float64))
+
+
+def test_given_frequencies_are_a_part_of_the_graph():
+    constants._made_once.cache_clear()
+    module, q = position("rotary", rotary_frequencies=GIVEN), queries()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q).rotary, torch.tensor(GIVEN, dtype=torch.float64))
+    assert constants._made_once.cache_info().currsize == 0
+    assert torch.equal(compiled(q).rotary, module(q).rotary)
 
 
 def test_none_changes_nothing():

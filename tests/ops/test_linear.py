@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models import TransformerVQ
-from transformer_vq.models.linear import mapped
+from transformer_vq.models.linear import looked_up, mapped
 from transformer_vq.ops import linear as ours
 from transformer_vq.ops import threads
 from transformer_vq.ops.attention import native
@@ -301,3 +301,22 @@ def test_a_model_is_the_same_with_either(block):
 
 def test_python_and_c_agree_on_what_is_handed_over():
     assert library(ours.SOURCE).size_of_linear_work() == ctypes.sizeof(ours.Work)
+
+
+def test_an_embedding_that_does_more_is_called_as_it_is_when_compiled():
+    tokens, asked = torch.tensor([[1, 2], [0, 1]]), []
+
+    class Other(nn.Embedding):
+        def forward(self, tokens):
+            asked.append("class")
+            return super().forward(tokens)
+
+    hooked, padded = nn.Embedding(4, 3), nn.Embedding(4, 3, padding_idx=1)
+    hooked.register_forward_hook(lambda *_: asked.append("hook"))
+    for layer in (Other(4, 3), hooked, padded, nn.Embedding(4, 3)):
+        torch._dynamo.reset()
+        call = torch.compile(lambda t, layer=layer: looked_up(layer, t), backend="aot_eager", fullgraph=True)
+        found = [torch.autograd.grad(f(tokens).sum(), layer.weight)[0] for f in (call, layer)]
+        assert torch.equal(*found)
+    assert set(asked) == {"class", "hook"}
+    assert not found[0][3].any() and padded.weight.grad is None

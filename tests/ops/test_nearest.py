@@ -140,6 +140,7 @@ def test_the_fused_kernel_equals_the_definition_under_the_interpreter():
     ("arch", "K", "dtype"),
     [
         (90, 128, torch.bfloat16),
+        (80, 128, torch.bfloat16),
         *(
             pytest.param(arch, K, dtype, marks=pytest.mark.slow)
             for arch in (80, 90, 100)

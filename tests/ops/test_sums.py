@@ -10,7 +10,7 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 from transformer_vq.ops.kernels.device import on_its_device
-from transformer_vq.ops.sums import add_rows
+from transformer_vq.ops.sums import add_rows, take_rows
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -72,6 +72,47 @@ def test_the_compiler_leaves_sums_alone():
     named = " ".join(graphs[0])
     assert "transformer_vq" in named or "auto_functionalized" in named
     assert "index_add" not in named and "index_put" not in named
+
+
+def test_notes_of_keys_that_are_learned_are_left_alone_too():
+    """Under `no_grad` a view of a parameter still says that it requires gradients while it is compiled."""
+    graphs = []
+
+    def look(graph, inputs):
+        graphs.append(" ".join(str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    @torch.no_grad()
+    def notes(index, rows):
+        return add_rows(rows.new_zeros(5, 3), index, rows.reshape(-1, 3))
+
+    index, rows = torch.randint(5, (40,)), torch.randn(4, 10, 3, requires_grad=True)
+    compiled = torch.compile(
+        lambda index, rows: (notes(index, rows), rows * 2), backend=aot_autograd(fw_compiler=look), fullgraph=True
+    )
+    assert torch.equal(compiled(index, rows)[0], notes(index, rows))
+    assert "index_add" not in graphs[0] and "index_put" not in graphs[0]
+
+
+def test_rows_that_are_taken_get_their_gradients_in_one_order():
+    backward = []
+
+    def look(graph, inputs):
+        backward.append(" ".join(str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    table, index = torch.randn(5, 3, requires_grad=True), torch.randint(5, (4, 10))
+    slope = torch.randn(4, 10, 3)
+    call = torch.compile(
+        take_rows,
+        backend=aot_autograd(fw_compiler=lambda g, x: make_boxed_func(g.forward), bw_compiler=look),
+        fullgraph=True,
+    )
+    found = [torch.autograd.grad(f(table, index), table, slope)[0] for f in (call, take_rows)]
+    torch.testing.assert_close(*found)
+    assert "add_rows" in backward[0] or "auto_functionalized" in backward[0]
+    assert "embedding_dense_backward" not in backward[0]
+    assert torch.equal(call(table, index), table[index])
 
 
 def test_sums_that_need_gradients_have_them_compiled_too():

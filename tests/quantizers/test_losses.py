@@ -67,17 +67,23 @@ def test_wasserstein_is_the_distance_of_two_normal_distributions():
         cross = root(root(cov_a) @ cov_b.detach() @ root(cov_a))
         squared = (a.mean(0) - b.mean(0)).square().sum() + torch.trace(cov_a + cov_b - 2 * cross)
         want = want + squared.sqrt() / H
-    assert_same({"w": wasserstein(keys, c)}, {"w": want}, rtol=1e-8)
-    assert torch.autograd.gradcheck(lambda c: wasserstein(keys, c), c)
+    assert_same({"w": wasserstein(keys[None], c, None)}, {"w": want}, rtol=1e-8)
+    assert torch.autograd.gradcheck(lambda c: wasserstein(keys[None], c, None), c)
+    mask = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)).argsort(1) < 20  # 20 of 30 are real
+    padded = torch.full((2, H, 30, K), torch.nan, dtype=torch.float64)
+    padded.transpose(1, 2)[mask] = keys.transpose(0, 1)
+    assert_same({"w": wasserstein(padded, c, mask)}, {"w": want}, rtol=1e-8)
 
 
 def test_wasserstein_vanishes_for_equal_moments_and_has_a_gradient_for_few_codes():
     c = codebook()
-    assert wasserstein(c, c) < 1e-3
+    assert wasserstein(c[None], c, None) < 1e-3
     few = c[:, :2].detach().requires_grad_()  # they span one dimension of four
-    (grad,) = torch.autograd.grad(wasserstein(c, few), few)
+    (grad,) = torch.autograd.grad(wasserstein(c[None], few, None), few)
     assert grad.isfinite().all() and grad.any()
-    assert wasserstein(c[:, :0], few) == 0
+    for keys, mask in ((c[None, :, :0], None), (c[None], torch.zeros(1, c.shape[1], dtype=torch.bool))):
+        nothing = wasserstein(keys, few, mask)
+        assert nothing == 0 and not torch.autograd.grad(nothing, few)[0].any()
 
 
 def test_descending_on_wasserstein_moves_the_codes_to_the_keys():
@@ -86,7 +92,7 @@ def test_descending_on_wasserstein_moves_the_codes_to_the_keys():
     optimizer = torch.optim.Adam([c], lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        wasserstein(keys, c).backward()
+        wasserstein(keys[None], c, None).backward()
         optimizer.step()
     assert (c.mean(1) - 5).abs().max() < 0.3
     assert (c.std(1) - 1).abs().max() < 0.3
@@ -103,6 +109,6 @@ def test_weights_enter_the_loss(name):
     term = {
         "orthogonality": lambda: orthogonality(c),
         "diversity": lambda: diversity(k, c, None, 1.0),
-        "wasserstein": lambda: wasserstein(k.transpose(0, 1).flatten(1, 2), c),
+        "wasserstein": lambda: wasserstein(k, c, None),
     }[name]()
     assert_same({"l": weighted.loss - plain.loss}, {"l": 2 * term}, rtol=1e-4)

@@ -12,6 +12,7 @@ from transformer_vq.quantizers import build_quantizer
 H, K, S = 2, 4, 6
 SCRIPT = """
 import sys, torch, torch.distributed as dist
+from quantizers.test_reservoir import NoReading
 from transformer_vq.config import ConfigError
 from transformer_vq.quantizers import build_quantizer
 folder, few = sys.argv[1], sys.argv[2] == "few"
@@ -28,7 +29,8 @@ for name, settings in torch.load(f"{folder}/settings.pt").items():
                 if not (rank == 1 and step == 1):  # one process has nothing to say in one step
                     k = keys[step, micro, 2 * rank : 2 * rank + 2]
                     q(k[:, :, :2] if few and rank == 0 else k)
-            q.apply_codebook_statistics()
+            with NoReading():
+                q.apply_codebook_statistics()
         results[name] = {"codebook": q.codebook.detach(), "count": q.ema_count}
     except ConfigError as error:
         results[name] = str(error)

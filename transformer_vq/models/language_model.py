@@ -22,6 +22,7 @@ from transformer_vq.models.decoding import Decoder, Decoding, whole
 from transformer_vq.models.dropout import RowDropout, fresh_draws
 from transformer_vq.models.gau import GAU
 from transformer_vq.models.init import embedding, linear
+from transformer_vq.models.linear import looked_up
 from transformer_vq.models.norm import RMSNorm
 from transformer_vq.models.place import locate
 from transformer_vq.models.positions import XLBias, sinusoid
@@ -169,7 +170,7 @@ class Backbone(nn.Module):
         if line is not None:
             before = place_before(line, before, tokens.shape, segments, mask)
         positions, position, segment = locate(tokens.shape, before, segments, mask)
-        x = self.embedding(tokens) if embedded is None else embedded
+        x = looked_up(self.embedding, tokens) if embedded is None else embedded
         if self.absolute_scale is not None:
             table = sinusoid(positions, self.config.width, self.config.position_base, x.dtype)
             x = x + self.absolute_scale * table

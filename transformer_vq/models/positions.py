@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.dropout import common_draw, lasting_uniform
 from transformer_vq.models.init import linear
+from transformer_vq.ops.constants import lasting_constants
 
 
 def sinusoid(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Tensor:
@@ -125,7 +126,7 @@ class Rotary(nn.Module):
         wide = torch.promote_types(q.dtype, torch.float32)
         if self.given is None:
             return Positioned(q, rotary=frequencies(q.shape[-1], self.base, q.device).to(wide))
-        return Positioned(q, rotary=torch.tensor(self.given, dtype=torch.float64, device=q.device).to(wide))
+        return Positioned(q, rotary=lasting_constants(self.given, wide, q.device))
 
 
 # one signature, by `config.position`

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from transformer_vq.ops.kernels.device import usable
 from transformer_vq.ops.numerics import full_precision, largest_entry, wide_dtype
+from transformer_vq.ops.sums import take_rows
 
 ALIVE = 2**22  # distances that exist at once, in a chunk of keys
 FUSED = 256  # widest keys of the fused kernel, where there is a GPU
@@ -39,13 +40,20 @@ def nearest_code(k: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tens
 @torch.library.custom_op("transformer_vq::nearest_code", mutates_args=())
 def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """Opaque to the compiler, which would unroll the loops and could not hold the precision."""
-    B, H, T, K = k.shape
+    return (fused if fusible(k, codebook) and usable(k.device) else chunked)(k, codebook, metric)
+
+
+def fusible(k: Tensor, codebook: Tensor) -> bool:
+    """Whether the fused kernel knows such keys, where it runs."""
+    return wide_dtype(k, codebook) == torch.float32 and k.shape[-1] <= FUSED
+
+
+def chunked(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """The op's own work without the fused kernel, by heads and chunks of keys."""
+    B, H, T, _ = k.shape
     wide = wide_dtype(k, codebook)
-    if wide == torch.float32 and K <= FUSED and usable(k.device):
-        return _fused(k, codebook, metric)
     codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
-    chunk = max(1, ALIVE // codebook.shape[1])
-    batch = max(1, chunk // max(1, T))  # rows of the batch that make one chunk
+    chunk, batch = keys_at_once(codebook.shape[1], T)
     with full_precision(k.device):
         for h in range(H):
             rows, offset, scale = _comparable_rows(codebook[h].to(wide), metric)
@@ -57,13 +65,19 @@ def _nearest_code(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return codes
 
 
+def keys_at_once(S: int, T: int) -> tuple[int, int]:
+    """A chunk: so many keys of a row, of so many rows of the batch."""
+    chunk = max(1, ALIVE // S)
+    return chunk, max(1, chunk // max(1, T))
+
+
 @_nearest_code.register_fake
 def _(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return k.new_empty(k.shape[:3], dtype=torch.int64)
 
 
-def _fused(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
-    """The same in one kernel, whose products lose no more than fp32 ones do."""
+def fused(k: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """The op's own work in one kernel, whose products lose no more than fp32 ones do."""
     from transformer_vq.ops.kernels.nearest import nearest  # imports triton
 
     tables = [_comparable_rows(rows, metric) for rows in codebook.float()]
@@ -74,7 +88,7 @@ def lookup(codebook: Tensor, codes: Tensor) -> Tensor:
     """k̂_t = c_{z_t}, bit for bit: codebook (H, S, K), codes (B, H, T) -> (B, H, T, K) in the codebook's dtype."""
     H, S, K = codebook.shape
     first = torch.arange(H, device=codes.device)[:, None] * S
-    return F.embedding(codes + first, codebook.reshape(H * S, K))
+    return take_rows(codebook.reshape(H * S, K), codes + first)
 
 
 def distance_tables(codebook: Tensor, metric: str = "euclidean") -> tuple[Tensor, Tensor]:

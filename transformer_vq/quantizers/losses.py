@@ -83,7 +83,8 @@ def diversity(k: Tensor, codebook: Tensor, mask: Tensor | None, temperature: flo
     step = max(1, ALIVE // codebook.shape[1])
     total = torch.zeros(codebook.shape[:2], dtype=wide, device=k.device)
     for chunk, part in zip(keys.split(step, 1), weight.split(step), strict=True):
-        total = total + checkpoint(_soft_counts, chunk, codebook, part, temperature, use_reentrant=False)
+        inputs = (chunk, codebook, part, temperature)  # nothing is drawn: no generator's state is kept
+        total = total + checkpoint(_soft_counts, *inputs, use_reentrant=False, preserve_rng_state=False)
     entropy: Tensor = -torch.special.entr(total / weight.sum().clamp_min(1)).sum(-1).mean()
     return entropy
 
@@ -96,24 +97,27 @@ def _soft_counts(keys: Tensor, codebook: Tensor, weight: Tensor, temperature: fl
         return torch.einsum("n,hns->hs", weight, (nearness / temperature).softmax(-1))
 
 
-def wasserstein(keys: Tensor, codebook: Tensor) -> Tensor:
-    """Wasserstein-2 distance of two normal distributions, with the moments of keys and of codes  [2506.15078].
+def wasserstein(k: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor:
+    """Wasserstein-2 distance of two normal distributions, with the moments of real keys and of codes  [2506.15078].
 
-    √(‖μ_k − μ_c‖² + tr Σ_k + tr Σ_c − 2 tr (Σ_k^½ Σ_c Σ_k^½)^½), mean over heads; keys (H, N, K) are constants, the
-    codebook (H, S, K) moves. The last trace is the sum of singular values of Σ_k^½ times the centred codes: unlike a
-    matrix root, its gradient exists for codes that span less than the space.
+    √(‖μ_k − μ_c‖² + tr Σ_k + tr Σ_c − 2 tr (Σ_k^½ Σ_c Σ_k^½)^½), mean over heads; keys k (B, H, T, K) are constants,
+    the codebook (H, S, K) moves. 0 without a real key. The last trace is the sum of singular values of Σ_k^½ times the
+    centred codes: unlike a matrix root, its gradient exists for codes that span less than the space. On a GPU the host
+    waits for PyTorch's eigenvalues.
     """
-    wide = wide_dtype(keys, codebook)
-    keys, codes = keys.detach().to(wide), codebook.to(wide)
-    if keys.shape[1] == 0:
-        return codes.sum() * 0
+    wide = wide_dtype(k, codebook)
+    keys, codes = k.detach().transpose(0, 1).flatten(1, 2).to(wide), codebook.to(wide)  # (H, N, K)
+    padding = keys.new_zeros(keys.shape[1], 1, dtype=torch.bool) if mask is None else ~mask.reshape(-1, 1)
+    count = (~padding).sum().clamp_min(1)
     with full_precision(codes.device):
-        key_mean, code_mean = keys.mean(1, keepdim=True), codes.mean(1, keepdim=True)
-        centred_keys, centred_codes = keys - key_mean, (codes - code_mean) / codes.shape[1] ** 0.5
-        values, vectors = torch.linalg.eigh(centred_keys.mT @ centred_keys / keys.shape[1])
+        key_mean = keys.masked_fill(padding, 0).sum(1, keepdim=True) / count
+        code_mean = codes.mean(1, keepdim=True)
+        centred_keys = (keys - key_mean).masked_fill(padding, 0)
+        centred_codes = (codes - code_mean) / codes.shape[1] ** 0.5
+        values, vectors = torch.linalg.eigh(centred_keys.mT @ centred_keys / count)
         root = vectors * values.clamp_min(0).sqrt()[:, None] @ vectors.mT
         overlap = torch.linalg.svdvals(centred_codes @ root).sum(-1)
         spread = values.clamp_min(0).sum(-1) + centred_codes.square().sum((1, 2))
         squared = (key_mean - code_mean).square().sum((1, 2)) + spread - 2 * overlap
         distance: Tensor = (squared.clamp_min(0) + 1e-8).sqrt().mean()  # the root has no slope at zero
-        return distance
+        return torch.where(padding.all(), 0, distance)

@@ -1,6 +1,6 @@
 """What quantizers do over the processes that train together; alone, nothing.
 
-Axes:  H heads  K key width
+Axes:  H heads  K key width  N processes
 """
 
 from __future__ import annotations
@@ -29,18 +29,26 @@ def add_over_processes(*tensors: Tensor) -> None:
                 distributed.all_reduce(tensor)
 
 
+def most_over_processes(n: int, device: torch.device) -> int:
+    """The largest n of all processes, read by the host. Every process must call it."""
+    if not is_distributed():
+        return n
+    most = torch.full((), n, device=device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return int(most)
+
+
 def join_processes(keys: Tensor) -> Tensor:
-    """Keys (H, n, K) of all processes one after another, (H, Σn, K); n may differ. Every process must call it."""
+    """Keys (H, n, K) of all processes one after another, (H, N·n, K). Every process must call it, with the same n:
+    sizes that differ would have to be read by the host.
+    """
     if not is_distributed():
         return keys
-    processes, mine = distributed.get_world_size(), torch.tensor(keys.shape[1], device=keys.device)
-    sizes = [torch.empty_like(mine) for _ in range(processes)]
-    distributed.all_gather(sizes, mine)
-    padded = keys.new_zeros(keys.shape[0], int(torch.stack(sizes).max()), keys.shape[2])
-    padded[:, : keys.shape[1]] = keys
-    parts = [torch.empty_like(padded) for _ in range(processes)]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[:, : int(n)] for part, n in zip(parts, sizes, strict=True)], 1)
+    H, n, K = keys.shape
+    parts = keys.new_empty(distributed.get_world_size() * H, n, K)
+    distributed.all_gather_into_tensor(parts, keys.contiguous())
+    joined: Tensor = parts.unflatten(0, (-1, H)).transpose(0, 1).flatten(1, 2)
+    return joined
 
 
 def take_from_first_process(*tensors: Tensor) -> None:

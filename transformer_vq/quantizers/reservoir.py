@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from transformer_vq.ops import counter
 from transformer_vq.ops.estimators.noise import Noise
-from transformer_vq.quantizers.processes import join_processes
+from transformer_vq.quantizers.processes import is_distributed, join_processes, most_over_processes
 
 PADDING = 2**63 - 1
 ENTRY = -1  # estimators count their entries from 0 on
@@ -30,8 +31,6 @@ class Reservoir:
     @torch.no_grad()
     def add(self, k: Tensor, mask: Tensor | None, names: Noise) -> None:
         """Consider the keys (B, H, T, K) at real tokens, whose names are (B, T)."""
-        if not self.size:
-            return
         hashes = counter.bits(names.tokens, names.tokens.new_full((), ENTRY))
         hashes = (hashes if mask is None else hashes.masked_fill(~mask, PADDING)).flatten()
         chosen = hashes.argsort(stable=True)[: self.size]
@@ -45,20 +44,39 @@ class Reservoir:
         return self._keys[:, self._hashes != PADDING]
 
     def join(self, like: Tensor | None = None) -> Tensor:
-        """(H, n, K) of all processes, the same on each. Every process must call it; like: one that kept nothing."""
-        keys, n = self.ranked(like)
+        """(H, n, K) of all processes, the same on each; like: for one that kept nothing. Every process must call it.
+
+        The host reads how many keys there are: for a codebook's start, not for every step.
+        """
+        mine, hashes = self._kept(like)
+        keys, n = self._joined(most_over_processes(len(hashes), mine.device), like)
         return keys[:, : int(n)]
 
     def ranked(self, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same with padding behind, (H, at most size, K), and n, () int64: the host reads where processes join."""
+        """The same with padding behind, (H, at most size, K), and n, () int64, which the host does not read.
+
+        Every process sends as many keys as a full one: how many of them count, their hashes say.
+        """
+        return self._joined(self.size, like)
+
+    def _joined(self, n: int, like: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Every process sends n keys, at least as many as each kept."""
+        keys, hashes = self._kept(like)
+        if n and is_distributed():
+            missing = n - len(hashes)
+            keys, hashes = F.pad(keys, (0, 0, 0, missing)), torch.cat([hashes, hashes.new_full((missing,), PADDING)])
+            keys, hashes = self._least(join_processes(keys), join_processes(hashes[None, :, None])[0, :, 0])
+        self._keys, self._hashes = keys, hashes
+        return keys, (hashes != PADDING).sum()
+
+    def _kept(self, like: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys (H, n, K) and hashes (n,) of this process."""
         if self._keys is None or self._hashes is None:
             assert like is not None
-            empty = torch.promote_types(like.dtype, torch.float32)
-            self._keys = torch.zeros(like.shape[1], 0, like.shape[3], dtype=empty, device=like.device)
-            self._hashes = torch.zeros(0, dtype=torch.int64, device=like.device)
-        keys, hashes = join_processes(self._keys), join_processes(self._hashes[None, :, None])[0, :, 0]
-        self._keys, self._hashes = self._least(keys, hashes)
-        return self._keys, (self._hashes != PADDING).sum()
+            wide = torch.promote_types(like.dtype, torch.float32)
+            none = like.new_zeros(like.shape[1], 0, like.shape[3], dtype=wide)
+            return none, torch.zeros(0, dtype=torch.int64, device=like.device)
+        return self._keys, self._hashes
 
     def _merge(self, keys: Tensor, hashes: Tensor) -> None:
         if self._keys is not None and self._hashes is not None:

@@ -83,9 +83,3 @@ def key_sums(k: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> Tensor
     total = torch.zeros(H * (size + 1), K, dtype=dtype, device=k.device)
     add_rows(total, index.reshape(-1), k.reshape(-1, K).to(dtype))
     return total.view(H, size + 1, K)[:, :size].contiguous()
-
-
-def real_keys(k: Tensor, mask: Tensor | None) -> Tensor:
-    """Keys at real tokens, (B, H, T, K) -> (H, N, K)."""
-    keys = k.detach().transpose(0, 1).flatten(1, 2)
-    return keys if mask is None else keys[:, mask.flatten()]

@@ -28,7 +28,7 @@ from transformer_vq.quantizers.losses import diversity, orthogonality, wasserste
 from transformer_vq.quantizers.nearest import NearestQuantizer
 from transformer_vq.quantizers.processes import add_over_processes, is_first_process, take_from_first_process
 from transformer_vq.quantizers.seeds import seeded
-from transformer_vq.quantizers.statistics import Statistics, real_keys
+from transformer_vq.quantizers.statistics import Statistics
 
 COUNT_FLOOR = 0.01  # the reference's: a code that is never used keeps a finite row
 LEAST_TIME = 10  # steps that a code has before its running count is judged, where the count forgets sooner
@@ -85,7 +85,7 @@ class VectorQuantizer(NearestQuantizer):
         if config.diversity_weight:
             terms.append(config.diversity_weight * diversity(k, codebook, mask, config.temperature))
         if config.wasserstein_weight:
-            terms.append(config.wasserstein_weight * wasserstein(real_keys(k, mask), codebook))
+            terms.append(config.wasserstein_weight * wasserstein(k, codebook, mask))
         return sum(terms)
 
     def collect(self, k: Tensor, codes: Tensor, counts: Tensor, mask: Tensor | None) -> None:

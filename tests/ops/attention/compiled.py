@@ -32,7 +32,11 @@ from transformer_vq.ops.attention.call import Call, prepare
 from transformer_vq.ops.attention.state import initial_state
 
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-"""Bytes of shared memory that a block may have."""
+"""Bytes of shared memory that a block may have; an SM has 1 KB more, and keeps as much of it for every block."""
+REGISTERS = 64 * 1024
+"""Of an SM, whichever of these; a thread gets them by eights."""
+WARPS = 8
+"""That an SM must hold, two for each of its four units: one of them waits while the other multiplies."""
 FLAGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bias": {"bias": True},
@@ -49,7 +53,10 @@ class Compiled(NamedTuple):
 
     kernel: str
     tile: str
+    warps: int
+    """A block's."""
     registers: int
+    """A thread's."""
     spilled: int
     """Bytes a thread; `cuobjdump` calls it STACK."""
     shared: int
@@ -61,8 +68,16 @@ class Compiled(NamedTuple):
         """What keeps it from running well, or at all."""
         found = [f"{self.spilled} bytes spilled"] if self.spilled else []
         found += [f"{self.shared} bytes of shared memory"] if self.shared > SHARED[arch] else []
+        resident = self.resident(arch)
+        found += [f"an SM holds {resident} warps, not {WARPS}"] if resident < WARPS else []
         found += ["no matrix instruction"] if self.product == "none" and self.kernel not in SUMS else []
         return found
+
+    def resident(self, arch: int) -> int:
+        """Warps that registers and shared memory of an SM are enough for."""
+        by_registers = REGISTERS // (32 * self.warps * -(-self.registers // 8) * 8)
+        by_memory = (SHARED[arch] + 1024) // (self.shared + 1024)
+        return self.warps * min(by_registers, by_memory)
 
 
 class NoDevice:
@@ -167,7 +182,7 @@ def as_row(name: str, kernel: Any, given: dict[str, Any]) -> Compiled:
     """One launch, measured."""
     sizes = "".join(f"{k}{given[k]} " for k in ("BM", "BN", "BS", "BJ") if k in given)
     how = f"w{kernel.metadata.num_warps} s{kernel.metadata.num_stages}"
-    return Compiled(name, sizes + how, *measure(kernel))
+    return Compiled(name, sizes + how, kernel.metadata.num_warps, *measure(kernel))
 
 
 def show(x: Compiled, arch: int) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import attention_case, turned
+from functorch.compile import make_boxed_func
 from helpers import assert_same
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
-from transformer_vq.ops.attention import full_attention
+from transformer_vq.ops.attention import full, full_attention
 
 SHAPES = [
     {},
@@ -81,6 +83,61 @@ def test_equals_loops(shape):
 def test_pieces_equal_the_whole(shape):
     got, want = run(shape, pieces=[4, 1, 8])
     assert_same({"o": got["o"], "dq": got["dq"]}, {"o": want["o"], "dq": want["dq"]}, rtol=1e-12)
+
+
+def ranked(B: int = 3, P: int = 9, T: int = 14) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks of queries and keys, and which keys count: some past ones are dead, and some tokens are padding."""
+    generator = torch.Generator().manual_seed(2)
+    counts = torch.rand(B, P + T, generator=generator) < torch.tensor([0.6, 0.95, 0.2])[:B, None]
+    rank = counts.cumsum(1) - 1
+    return rank[:, P:], rank, counts
+
+
+@pytest.mark.parametrize("M", [0, 3, 40])
+@pytest.mark.parametrize("shape", [(3, 14), (1, 14), (3, 1), (1, 1)])
+def test_gradients_by_rank_are_those_of_a_gather(M, shape):
+    """Where keys that do not count pass nothing on."""
+    query_rank, rank, counts = ranked()
+    bias = torch.randn(shape[0], 2, shape[1], M + 1, dtype=torch.float64, requires_grad=True)
+    want = full.by_distance(bias, query_rank[:, :, None] - rank[:, None])
+    got = full.ByRank.apply(bias.expand(*want.shape[:3], -1), query_rank, rank)
+    weights = torch.randn(want.shape, dtype=torch.float64) * counts[:, None, None]
+    (d_got,), (d_want,) = (torch.autograd.grad((x * weights).sum(), bias) for x in (got, want))
+    assert torch.equal(got, want)
+    assert d_want.any()
+    assert_same({"d_bias": d_got}, {"d_bias": d_want}, rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 13)])
+@pytest.mark.parametrize("extra", [{"mask": "left"}, {"mask": "random", "segments": True}, {"mask": "all"}], ids=str)
+def test_no_gradient_is_lost_at_padding(monkeypatch, shape, extra):
+    """Of the whole call, in pieces with a state: what a plain gather gives."""
+    got, _ = run({"bias": shape, **extra}, pieces=[6, 1, 6])
+    formula = lambda bias, query_rank, rank: full.by_distance(bias, query_rank[:, :, None] - rank[:, None])
+    monkeypatch.setattr(full.ByRank, "apply", formula)
+    want, _ = run({"bias": shape, **extra}, pieces=[6, 1, 6])
+    assert torch.equal(got["o"], want["o"])
+    assert_same(got, want, rtol=1e-13)
+
+
+def test_the_bias_of_padded_rows_compiles_whole():
+    """With gradient, which is gathered as the values are: nothing is added up by index."""
+    graphs = []
+
+    def look(graph, inputs):
+        graphs.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    def attend(q, bias):
+        return full_attention(q, q, q, 3, bias=bias, mask=mask)[0]
+
+    q, mask = torch.randn(2, 2, 9, 4, dtype=torch.float64), torch.rand(2, 9) < 0.7
+    bias = torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(attend, fullgraph=True, backend=aot_autograd(fw_compiler=look))
+    (got,), (want,) = (torch.autograd.grad(f(q, bias).square().sum(), bias) for f in (compiled, attend))
+    assert_same({"d_bias": got}, {"d_bias": want}, rtol=1e-12)
+    assert any("searchsorted" in name for name in graphs)
+    assert not [name for name in graphs if "scatter" in name or "index_put" in name or "index_add" in name]
 
 
 def test_state_is_detached_and_knows_its_document():

@@ -1,5 +1,6 @@
 """What the fused kernels need inside is found by their own launcher, which launches nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,8 @@ pytest.importorskip("triton")
 
 from ops.attention.compiled import meta_call
 
-from transformer_vq.ops.attention.launch import launched, rehearsal
 from transformer_vq.ops.attention.scratch import scratch
+from transformer_vq.ops.kernels.device import launched, rehearsal
 
 SHAPE = {"T": 2048, "S": 64, "M": 128, "B": 2, "H": 4, "Hkv": 2}
 Q, KEYS, WIDE = 2 * 4 * 2048 * 64 * 2, 2 * 2 * 2048 * 64 * 2, 2
@@ -49,4 +50,6 @@ def test_grows_with_rows_and_not_with_what_exists_at_once():
 def test_kernels_are_launched_again_afterwards():
     with rehearsal():
         assert launched({(1,): "kernel"}, (1,))(1, BLOCK=2) is None
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(launched, {(1,): "kernel"}, (1,)).result() == "kernel"
     assert launched({(1,): "kernel"}, (1,)) == "kernel"

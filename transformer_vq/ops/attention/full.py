@@ -4,14 +4,15 @@
 
 Without bias, segments, mask and state it is one call with `is_causal`. Otherwise a mask of T × (past + T) entries is
 materialised, a floating one of that size per head if there is a bias: quadratic memory. Rotary positions are the usual
-ones, on the full distance. The state grows with T, unlike that of VQ attention.
+ones, on the full distance. The state grows with T, unlike that of VQ attention. On a GPU PyTorch's own kernels add up
+gradients of queries with atomics, unless `torch.use_deterministic_algorithms(True)` is set.
 
 Axes:  B batch  H query heads  Hkv key heads  T length  P past keys  K, V widths  M window
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,9 @@ def full_attention(
         elif state is None and mask is None:  # ranks are positions: no index of every pair is needed
             attn_mask = by_position(bias, T).masked_fill(~seen, float("-inf"))
         else:
-            attn_mask = by_distance(bias, query_rank[:, :, None] - rank[:, None]).masked_fill(~seen, float("-inf"))
+            every = bias.expand(B, H, T, window + 1)
+            attn_mask = ByRank.apply(every, query_rank, rank)  # type: ignore[no-untyped-call]
+            attn_mask = attn_mask.masked_fill(~seen, float("-inf"))
     o = F.scaled_dot_product_attention(
         q_at, k_at, v, attn_mask, is_causal=plain, scale=1.0 if scale is None else scale, enable_gqa=Hkv != H
     )
@@ -124,6 +127,32 @@ def by_distance(bias: Tensor, distance: Tensor) -> Tensor:
     spread = bias.expand(B, H, T, M + 1).gather(-1, distance.clamp(0, M)[:, None].expand(B, H, T, keys))
     inside = ((distance >= 0) & (distance <= M))[:, None]
     return torch.where(inside, spread, 0)
+
+
+class ByRank(torch.autograd.Function):
+    """`by_distance` with gradient, for distances between ranks: gathered both ways, since a query has at most one real
+    key at each distance. What autograd would record adds gradients up with atomics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, query_rank: Tensor, rank: Tensor) -> Tensor:
+        """bias (B, H, T, M+1); query_rank (B, T) and rank (B, P+T) count real tokens: what does not count has the rank
+        before it, -1 at the start.
+        """
+        ctx.save_for_backward(query_rank, rank)
+        ctx.window = bias.shape[3] - 1
+        return by_distance(bias, query_rank[:, :, None] - rank[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, d_spread: Tensor) -> tuple[Tensor, None, None]:
+        """The real key of a rank is the first that has it. Others have no gradient to pass on: they are masked, or seen
+        by nobody but themselves, and then the output is.
+        """
+        query_rank, rank = ctx.saved_tensors
+        wanted = query_rank[:, :, None] - torch.arange(ctx.window + 1, device=rank.device)  # (B, T, M+1)
+        key = torch.searchsorted(rank, wanted.flatten(1)).view_as(wanted)
+        d_bias = d_spread.gather(3, key[:, None].expand(-1, d_spread.shape[1], -1, -1))
+        return d_bias.masked_fill((wanted < 0)[:, None], 0), None, None
 
 
 def by_position(bias: Tensor, T: int) -> Tensor:

@@ -5,9 +5,6 @@ Letters and arguments: triton.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +19,11 @@ from transformer_vq.ops.attention.kernels.prefix import scan_kernel, sums_kernel
 from transformer_vq.ops.attention.kernels.queries import queries_kernel
 from transformer_vq.ops.attention.kernels.sweep import chain_kernel, sweep_kernel
 from transformer_vq.ops.attention.kernels.tiles import Tile
-from transformer_vq.ops.kernels.device import on_its_device
+from transformer_vq.ops.kernels.device import launched, on_its_device
 from transformer_vq.ops.kernels.rows import Rows, rows
 
 SCRATCH = 2**26
 """Entries of the gradient of a bias that exist at once, where they are added up over rows or time: 256 MB."""
-
-
-_rehearsing = ContextVar("rehearsing", default=False)
 
 
 class Caches(NamedTuple):
@@ -135,21 +129,6 @@ def tiles_of_queries(plan: Plan, T: int, rows_of_tile: int) -> int:
     whole, rest = divmod(T, plan.C)
     tiles: int = whole * triton.cdiv(plan.C, rows_of_tile) + triton.cdiv(rest, rows_of_tile)
     return tiles
-
-
-@contextmanager
-def rehearsal() -> Iterator[None]:
-    """Memory is allocated in here and no kernel is launched, whatever the tensors' device."""
-    token = _rehearsing.set(True)
-    try:
-        yield
-    finally:
-        _rehearsing.reset(token)
-
-
-def launched(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-    """What launches a kernel over a grid, or does nothing."""
-    return (lambda *_, **__: None) if _rehearsing.get() else kernel[grid]
 
 
 @on_its_device

@@ -19,7 +19,7 @@ from transformer_vq.ops.attention.arguments import check_state
 from transformer_vq.ops.attention.kernels.decode import read_kernel, write_kernel
 from transformer_vq.ops.attention.rotary import rotate
 from transformer_vq.ops.attention.state import AttentionState
-from transformer_vq.ops.kernels.device import on_its_device
+from transformer_vq.ops.kernels.device import launched, on_its_device
 
 COLUMNS = 32
 """Codes or keys that a program reads at a time."""
@@ -134,12 +134,12 @@ def step(ring: Ring, q: Tensor, k_hat: Tensor, codes: Tensor, v: Tensor, bias: T
     sizes |= {"ACC": tl.float64 if wide == torch.float64 else tl.float32}
     sizes |= {"num_warps": 4 if max(K, V) <= 128 else 8}  # the tiles of 256 wide ones do not fit the registers of 4
     between = (angles, ring.place, top, norm, part)
-    read_kernel[(rows, parts)](
+    launched(read_kernel, (rows, parts))(
         q, ring.codebook, ring.count, ring.mean, ring.keys, ring.v, ring.alive, bias, bias_b,
         angles, angles if ring.far is None else ring.far, *between[1:], S, M,
         BN=COLUMNS, CACHE=ring.cache, PREC="ieee", **sizes,
     )  # fmt: skip
-    write_kernel[(rows,)](
+    launched(write_kernel, (rows,))(
         q, k_hat, v, codes, ring.count, ring.mean, ring.keys, ring.raw, ring.v, ring.codes, ring.alive, bias, bias_b,
         *between, o, S, M, **sizes,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from transformer_vq.ops.attention.backends import TrainableBackend, backend_name
 from transformer_vq.ops.attention.blocks import rows_at_once
 from transformer_vq.ops.attention.call import Call
 from transformer_vq.ops.attention.op import SIZE, flat, run_backward, run_forward, unflat
+from transformer_vq.ops.kernels.device import rehearsal
 from transformer_vq.ops.live_bytes import Inside, LiveBytes
 
 WHOLE = 8
@@ -55,8 +56,6 @@ def inside(backend: Callable[[int], str], device: str) -> dict[Any, Inside]:
 def scratch(call: Call, keep: bool, backward: bool) -> int:
     """Bytes. keep: a backward pass will follow. backward: this is it.  Call inside of FakeTensorMode."""
     if call.backend == "triton":
-        from transformer_vq.ops.attention.launch import rehearsal  # imports triton
-
         with rehearsal():
             return _measured(call, keep, backward)
     rows, tokens = call.q.shape[0], call.q.shape[3]

@@ -79,13 +79,12 @@ class _Soft(torch.autograd.Function):
         return grad_k, None, grad_c, None, None, None, None
 
 
-@torch.library.custom_op("transformer_vq::soft_gradients", mutates_args=())
-def _soft_gradients(
+def gradients(
     k: Tensor, codebook: Tensor, codes: Tensor, g: Tensor, temperature: float, second_order: bool, tokens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of keys and codebook, by heads, batch rows and chunks. Opaque to the compiler, as `nearest_code` is."""
+    """Gradients of keys and codebook, by heads, batch rows and chunks."""
     wide = wide_dtype(k, codebook, g)
-    chunk = max(1, ALIVE // codebook.shape[1])
+    chunk = keys_at_once(codebook.shape[1])
     grad_k, grad_c = torch.empty_like(k), torch.zeros(codebook.shape, dtype=wide, device=k.device)
     with full_precision(k.device):
         for h, c in enumerate(codebook.to(wide)):
@@ -97,6 +96,15 @@ def _soft_gradients(
                 grad_c[h] += add_rows(to_c, taken, slopes)  # and as the row that was taken
     limit = torch.finfo(codebook.dtype).max
     return grad_k, grad_c.clamp(-limit, limit).to(codebook.dtype)
+
+
+def keys_at_once(S: int) -> int:
+    """A chunk: so many keys of a row and head."""
+    return max(1, ALIVE // S)
+
+
+_soft_gradients = torch.library.custom_op("transformer_vq::soft_gradients", gradients, mutates_args=())
+"""Opaque to the compiler, as `nearest_code` is."""
 
 
 @_soft_gradients.register_fake

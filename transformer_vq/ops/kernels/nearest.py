@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from transformer_vq.ops.kernels.device import architecture, on_its_device
+from transformer_vq.ops.kernels.device import architecture, launched, on_its_device
 from transformer_vq.ops.kernels.rows import load_rows, load_table, rows
 
 SPLIT = (torch.bfloat16,)
@@ -38,7 +38,9 @@ def tile(arch: int, K: int, split: bool) -> Tile:
     """A fixed table, so that codes do not depend on a search; not every entry has been compiled."""
     if split:
         return Tile(128, 64, 8) if K <= 128 else Tile(64, 32, 8)
-    return Tile(64, 32, 8) if K <= 64 or (90 <= arch < 120 and K <= 128) else Tile(32, 32, 8)
+    if K <= 128:
+        return Tile(64, 32, 8) if K <= 64 or 90 <= arch < 120 else Tile(64, 16, 8)
+    return Tile(16, 32, 4)
 
 
 @on_its_device
@@ -54,7 +56,7 @@ def nearest(k: Tensor, table: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     parts = [table] if not split else thirds(table, k.dtype)
     codes = torch.empty(B, H, T, dtype=torch.int64, device=k.device)
     if codes.numel():
-        nearest_kernel[(triton.cdiv(T, chosen.keys), H, B)](
+        launched(nearest_kernel, (triton.cdiv(T, chosen.keys), H, B))(
             rows(k), torch.stack(parts), offset.contiguous(), scale.contiguous(), codes, T, S, H,
             K=K, BK=max(16, triton.next_power_of_2(K)), BM=chosen.keys, BN=chosen.codes, SPLIT=split,
             num_warps=chosen.warps, num_stages=2,
