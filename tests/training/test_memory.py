@@ -6,16 +6,16 @@ import json
 
 import pytest
 import torch
+from peaks import allocated, peaks_of_steps, sizes
 from tiny_run import tiny_run
-from torch.profiler import ProfilerActivity, profile
 
 from transformer_vq.cli import run as command
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models import TransformerVQ
-from transformer_vq.models.footprint import decoding, training
-from transformer_vq.ops.attention import blocks
+from transformer_vq.models.decoding import Decoder
+from transformer_vq.models.footprint import DTYPES, decoding, decoding_of_batches, training
+from transformer_vq.ops.inside import kernels_run
 from transformer_vq.training import memory, run
-from transformer_vq.training.step import Stepper
 
 SHAPE = {
     "train.seq_len": 256, "train.batch_size": 8, "train.steps": 2, "data.document_separator": None,
@@ -35,18 +35,6 @@ CASES = {
 }  # fmt: skip
 
 
-def allocated(step) -> int:
-    """The most bytes that exist at once while `step` runs, beyond what was there."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
-        step()
-    now = most = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """Each thread of attention's has scratch memory of its own, which cannot be cleared from here."""
@@ -54,10 +42,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def sizes(tensors) -> int:
-    return sum(x.nbytes for x in tensors)
 
 
 SOON = ("gau, xl", "full attention, dropout")
@@ -68,19 +52,7 @@ def test_a_step_takes_what_is_said(case, tmp_path, monkeypatch):
     settings = tiny_run(tmp_path, **{key.replace(".", "__"): value for key, value in (SHAPE | CASES[case]).items()})
     model = settings.model.model_copy(update={"vocab_size": 256})
     said = memory.training_memory(settings.model_copy(update={"model": model}), "cpu")
-    found = []
-    step = Stepper.__call__
-
-    def measured(self, at):
-        out = []
-        model = self.task.model
-        own = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-        before = sizes([*own, *self.task.carried().values(), *self.optimizers["model"].state().values()])
-        blocks._lasting.__dict__.clear()  # scratch memory that stays from call to call is part of the peak
-        found.append(before + allocated(lambda: out.append(step(self, at))))
-        return out[0]
-
-    monkeypatch.setattr(Stepper, "__call__", measured)
+    found = peaks_of_steps(monkeypatch)
     run(settings, quiet=True)
     print(f"{case}: {said.total / 2**20:.2f} MiB said, {found[-1] / 2**20:.2f} measured, at {said.peak}")
     assert said.total == pytest.approx(found[-1], rel=0.2)
@@ -88,26 +60,59 @@ def test_a_step_takes_what_is_said(case, tmp_path, monkeypatch):
     assert said.total == sum(parts)
 
 
-def test_a_token_and_a_prompt_take_what_is_said():
-    settings = tiny_run_model()
-    said = decoding(settings, 3, 200, 64)
-    model = TransformerVQ(settings).eval()
+READERS = {
+    "vq": {},
+    "mixed, grouped": {"layers": 3, "heads": 4, "kv_heads": 2, "value_dim": 32, "per_layer": {"1": {"kind": "none"}}},
+    "transformer, rotary": {"block": "transformer", "position": "rotary", "heads": 2, "value_dim": 48},
+}
+
+
+TYPED = [(name, dtype) for name in READERS for dtype in ("fp32", "bf16") if (name, dtype) != ("mixed, grouped", "bf16")]
+"""Full attention in bf16 on a CPU takes a copy of its mask inside of PyTorch's kernel, which nobody sees."""
+
+
+@pytest.mark.parametrize(("name", "dtype"), TYPED)
+def test_a_token_and_a_prompt_take_what_is_said(name, dtype):
+    settings = reader(**READERS[name])
+    said = decoding(settings, 3, 200, 64, dtype=dtype)
+    model = TransformerVQ(settings).to(DTYPES[dtype]).eval()
     with torch.no_grad(), model.frozen():
-        tokens = torch.zeros(3, 64, dtype=torch.int64)
+        tokens = torch.zeros(3, 200, dtype=torch.int64)
         state = model(tokens).state
+        kept = allocated(lambda: model.decoder(tokens[:, :1]))  # what depends on weights alone
         for part, n, logits in ((said.token, 1, True), (said.prompt, 64, False)):
-            blocks._lasting.__dict__.clear()
             took = allocated(lambda n=n, logits=logits: model(tokens[:, :n], state=state, logits=logits))
             assert part == pytest.approx(took, rel=0.2)
         assert said.state == pytest.approx(sum(sizes(layer) for layer in state.layers), rel=0.02)
+    own = sizes(model.parameters()) + sizes(model.buffers())
+    assert said.parameters == pytest.approx(own + kept, rel=0.1)
+    assert said.total == said.parameters + said.state + max(said.token, said.prompt)
 
 
-def tiny_run_model():
-    from transformer_vq import TransformerVQConfig
+def test_batches_between_are_on_a_line():
+    for found, batch in zip(decoding_of_batches(reader(), (1, 8, 64), 200, 64), (1, 8, 64), strict=True):
+        assert found.total == pytest.approx(decoding(reader(), batch, 200, 64).total, rel=0.05)
+    assert decoding_of_batches(reader(), (4,), 200, 64) == [decoding(reader(), 4, 200, 64)]
 
-    return TransformerVQConfig(
-        vocab_size=256, layers=2, width=64, key_dim=32, value_dim=96, window=32, quantizer={"codes": 64}
-    )
+
+@pytest.mark.skipif(not kernels_run(), reason="needs triton, and no GPU that is too old")
+@pytest.mark.parametrize("name", ["vq", "transformer, rotary"])
+def test_on_a_gpu_a_ring_is_counted(name):
+    """It can be opened anywhere; the kernels that write it run on GPUs."""
+    settings = reader(**READERS[name])
+    said, copied = (decoding(settings, 3, 200, 64, device=device) for device in ("cuda", "cpu"))
+    model = TransformerVQ(settings).eval()
+    tokens = torch.zeros(3, 200, dtype=torch.int64)
+    with torch.no_grad():
+        state = model(tokens).state
+        decoder = Decoder(model.embedding, None, model.layers, model.norm, in_place=True)
+        ring = allocated(lambda: decoder.open(state, tokens[:, :1]))
+    assert ring < said.token < 1.2 * ring < copied.token
+
+
+def reader(**more):
+    sizes = {"layers": 2, "width": 64, "key_dim": 32, "value_dim": 96, "window": 32, "quantizer": {"codes": 64}}
+    return TransformerVQConfig(vocab_size=256, **{**sizes, **more})
 
 
 class TestWarning:
@@ -143,7 +148,7 @@ class TestWarning:
             changes = {key.replace(".", "__"): value for key, value in (SHAPE | case).items()}
             settings = tiny_run(tmp_path, model__vocab_size=256, **changes)
             needed = memory.training_memory(settings, "cpu").total
-            assert memory._roughly(settings, 1) * memory.CLEARLY_FITS > needed
+            assert memory.roughly(settings, 1) * memory.CLEARLY_FITS > needed
 
     def test_warming_up_needs_full_attention(self, tmp_path):
         late = {"kind": "vq", "codes": 8, "start_step": 5}

@@ -94,9 +94,9 @@ def _page(page: Path, devices: Mapping[Path, Mapping[str, Found]]) -> list[str]:
     text = [
         "# Speed",
         "",
-        "Medians and quartiles of runs that take turns in one process; × ours is how many times as long as ours a side takes,",
-        "turn by turn. This page is written by one command, which measures the device that it runs on and leaves the sections",
-        "of others alone:",
+        "Medians and quartiles of runs that take turns in one process; × ours is how many times as long as ours a side",
+        "takes, turn by turn. This page is written by one command, which measures the device that it runs on and",
+        "leaves the sections of others alone:",
         "",
         f"```bash\n{COMMAND}\n```",
         "",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Layer = Mapping[str, Any]
 
+BATCHES = (1, 8, 64)
+"""Texts that are generated side by side."""
 SHOWN = ("codes", "levels", "bits", "estimator", "lookup", "init", "codebook", "commit", "start_step")
 
 
@@ -75,21 +77,25 @@ def block_length(model: TransformerVQConfig, device: str, tokens: int | None, ba
 
 
 def memory(settings: RunConfig, device: str) -> dict[str, Any]:
-    """Bytes in training, as the config says, and of generating one text; `error` where they cannot be told."""
+    """Bytes in training, as the config says, and of generating texts; `error` where they cannot be told."""
     from transformer_vq.evaluation.generation import PREFILL
-    from transformer_vq.models.footprint import decoding
+    from transformer_vq.models.footprint import decoding_of_batches
     from transformer_vq.training.memory import available, training_memory
 
-    train, dtype = settings.train, "fp64" if settings.train.precision == "fp64" else "fp32"
+    train, texts = settings.train, []
     try:
         step = training_memory(settings, device)
-        text = decoding(settings.model, 1, train.seq_len, PREFILL, dtype=dtype, device=device)
+        for dtype in ("fp64",) if train.precision == "fp64" else ("fp32", "bf16"):
+            found = decoding_of_batches(settings.model, BATCHES, train.seq_len, PREFILL, dtype=dtype, device=device)
+            shapes = ({"batch": batch, "length": train.seq_len, "dtype": dtype} for batch in BATCHES)
+            texts += [{**shape, **text.as_dict()} for shape, text in zip(shapes, found, strict=True)]
     except Exception as error:  # somebody's own module may not run without numbers: describing goes on
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     shape = {"batch": train.micro_batch or train.batch_size, "length": train.seq_len, "precision": train.precision}
     return {
         "training": {**shape, **step.as_dict()},
-        "decoding": {"batch": 1, "length": train.seq_len, "dtype": dtype, **text.as_dict()},
+        "decoding": texts[0],
+        "decoding_by": texts,
         "available": available(device),
         "device": device,
     }
@@ -167,7 +173,19 @@ def memory_lines(found: Mapping[str, Any]) -> dict[str, str]:
         "generating": f"about {gib(text['total'])} for one text in {text['dtype']}: parameters "
         f"{gib(text['parameters'])}, state {gib(text['state'])}, a token {gib(text['token'])}, reading a prompt "
         f"{gib(text['prompt'])}",
+        **texts_side_by_side(found["decoding_by"]),
     }
+
+
+def texts_side_by_side(texts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A line for each type of weights: what so many texts take."""
+    from transformer_vq.training.memory import gib
+
+    lines: dict[str, list[str]] = {}
+    for text in texts:
+        said = lines.setdefault(f"  in {text['dtype']}", [])
+        said.append(f"{gib(text['total'])} for {text['batch']}{'' if said else ' at a time'}")
+    return {name: ", ".join(said) for name, said in lines.items()}
 
 
 def _heads(model: Mapping[str, Any]) -> str:

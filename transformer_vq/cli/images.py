@@ -124,20 +124,27 @@ def _show_plan(settings: ImageRunConfig, resume: bool, overwrite: bool, json: bo
     import torch
 
     from transformer_vq.images import ImageTask
+    from transformer_vq.images.memory import complaint
+    from transformer_vq.training.distributed import asked_for
     from transformer_vq.training.loop import check_settings
     from transformer_vq.training.run_folder import RunFolder
 
     check_settings(settings)
     finished = RunFolder(settings.run_dir).check(settings, resume, overwrite) is not None
-    lines = ImageTask(settings, torch.device("cpu")).describe()
+    task = ImageTask(settings, torch.device("cpu"))
+    lines, device = task.describe(), "cuda" if torch.cuda.is_available() else "cpu"
+    short = complaint(settings, task.corpus.shape, device, asked_for(), task.perceptual)
     if json:
-        print_json({"config": settings.model_dump(mode="json"), "describe": lines, "finished": finished})
+        plan = {"config": settings.model_dump(mode="json"), "describe": lines, "finished": finished}
+        print_json({**plan, "short_of_memory": short})
         return
     train = settings.train
     lines["training"] = f"{train.steps:,} steps of {train.batch_size}, {train.optimizer}, {train.precision}"
     lines["writes to"] = settings.run_dir
     if finished:
         lines["but"] = "that folder holds a finished run of this config: nothing would be done"
+    if short:
+        lines["warning"] = short
     out = console()
     print_lines(out, lines)
     out.print("dry run: nothing was trained or written")

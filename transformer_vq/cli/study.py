@@ -66,7 +66,7 @@ def run(
 
     loaded = load_study(source, overrides or [], many=yes)
     if dry_run:
-        _show(loaded, None, jobs, json)
+        _show(loaded, None, jobs, json, _short_of_memory(loaded, jobs) if engine == "local" else None)
         return
     from transformer_vq.studies.run import run_study
 
@@ -83,14 +83,24 @@ def report(source: Source, overrides: Overrides = None, json: Json = False) -> N
     _report(load_study(source, overrides or [], many=True), console(), {} if json else None)
 
 
-def _show(loaded: Study, seconds: float | None, jobs: int, json: bool) -> None:
+def _short_of_memory(loaded: Study, jobs: int) -> str | None:
+    """One line when this machine, or its GPUs, have less memory than the largest runs take at once."""
+    import torch
+
+    from transformer_vq.cli.describe import vocabulary
+    from transformer_vq.studies.memory import complaint
+
+    return complaint(loaded, "cuda" if torch.cuda.is_available() else "cpu", jobs, vocabulary)
+
+
+def _show(loaded: Study, seconds: float | None, jobs: int, json: bool, short: str | None = None) -> None:
     from transformer_vq.studies.numbers import duration
     from transformer_vq.studies.run import check_jobs, outline
 
     check_jobs(jobs)
     found = outline(loaded)
     if json:
-        print_json({**found, "seconds": seconds, "jobs": jobs})
+        print_json({**found, "seconds": seconds, "jobs": jobs, "short_of_memory": short})
         return
     out = console()
     rows = table("arm", "runs", "finished", "compared with")
@@ -112,6 +122,8 @@ def _show(loaded: Study, seconds: float | None, jobs: int, json: bool) -> None:
     if seconds is not None:
         lines["time left"] = f"about {duration(seconds / jobs)} with {jobs} at once, measured on short trials"
     lines["writes to"] = found["folder"]
+    if short:
+        lines["warning"] = short
     print_lines(out, lines)
 
 

@@ -7,9 +7,9 @@ Axes:  B batch  T length  D width
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, cast
 
 import torch
@@ -18,12 +18,16 @@ from torch.utils.checkpoint import checkpoint
 
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models.attention import Carried, Context, VQAttention
+from transformer_vq.models.decoding import Decoder
 from transformer_vq.models.describe import attention_backend
-from transformer_vq.models.language_model import DROPPED, TransformerVQ
+from transformer_vq.models.language_model import DECODED, DROPPED, TransformerVQ
 from transformer_vq.models.state import ModelState
-from transformer_vq.ops.attention import FullState, initial_state
-from transformer_vq.ops.attention.scratch import inside
-from transformer_vq.ops.live_bytes import LiveBytes, counting
+from transformer_vq.ops import inside
+from transformer_vq.ops.attention import FullState, initial_state, scratch
+from transformer_vq.ops.attention.choice import FUSED
+from transformer_vq.ops.inside import kernels_run
+from transformer_vq.ops.kernels.device import rehearsal
+from transformer_vq.ops.live_bytes import LiveBytes, counting, fill
 from transformer_vq.quantizers import Quantizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -124,19 +128,115 @@ def training(
 def decoding(
     config: TransformerVQConfig, batch: int, length: int, piece: int, *, dtype: str = "fp32", device: str = "cpu"
 ) -> Decoding:
-    """Of a frozen model after `length` tokens of `batch` texts, read in pieces; in that type, without autocast."""
+    """Of a frozen model after `length` tokens of `batch` texts, read in pieces; in that type, without autocast.
+
+    As `generate` reads them: on a GPU with kernels, tokens go through a ring that is written in place.
+    """
+    settings = config.layer_quantizers()
+    found: dict[str, _Read] = {}
+    for its in settings:
+        if (key := its.model_dump_json()) not in found:
+            alone = config.model_copy(update={"layers": 1, "per_layer": None, "quantizer": its})
+            found[key] = _read(alone, batch, length, piece, dtype, device)
+    layers = [found[its.model_dump_json()] for its in settings]
+    opened = sum(layer.opened[0] for layer in layers)
+    return Decoding(
+        parameters=layers[0].outside + sum(layer.weights for layer in layers),
+        state=_bytes(torch.empty(3, batch, dtype=torch.int64, device="meta")) + sum(layer.state for layer in layers),
+        token=max(_most(layer.opened for layer in layers), opened + _most(layer.token for layer in layers)),
+        prompt=_most(layer.prompt for layer in layers),
+    )
+
+
+def decoding_of_batches(
+    config: TransformerVQConfig,
+    batches: Sequence[int],
+    length: int,
+    piece: int,
+    *,
+    dtype: str = "fp32",
+    device: str = "cpu",
+) -> list[Decoding]:
+    """`decoding` of several batches, at the price of two: the smallest and the largest, and the line between them."""
+    least, most = min(batches), max(batches)
+    ends = [decoding(config, batch, length, piece, dtype=dtype, device=device) for batch in {least: 0, most: 0}]
+    numbers = [astuple(end) for end in ends]
+
+    def between(batch: int) -> Decoding:
+        way = (batch - least) / max(1, most - least)
+        return Decoding(*(round(a + way * (b - a)) for a, b in zip(numbers[0], numbers[-1], strict=True)))
+
+    return [between(batch) for batch in batches]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Bytes of a model of one layer that reads. A call is what it leaves behind, and the most that it needs."""
+
+    outside: int
+    """Parameters and buffers outside of the layer."""
+    weights: int
+    """The layer's own, and what depends on them alone."""
+    state: int
+    opened: tuple[int, int]
+    """The state made ready for tokens one by one."""
+    token: tuple[int, int]
+    """From then on."""
+    prompt: tuple[int, int]
+
+
+def _most(calls: Iterable[tuple[int, int]]) -> int:
+    """Of layers one after another, each beside what those before it left."""
+    before = most = 0
+    for left, needed in calls:
+        before, most = before + left, max(most, before + needed)
+    return most
+
+
+def _read(config: TransformerVQConfig, batch: int, length: int, piece: int, dtype: str, device: str) -> _Read:
+    """Of a model of one layer, head included; see `decoding`."""
     model, kind = _hollow(config).eval(), DTYPES[dtype]
     with _fake(model, kind, config, device, dtype) as live, torch.no_grad():
+        outside = _bytes(_tensors(model)) - _bytes(_tensors(model.layers))
+        token, prompt = (torch.empty(batch, n, dtype=torch.int64) for n in (1, piece))
+        state = _state(model, batch, length, kind)
         start = live.now
-        with model.frozen():
-            kept = live.now - start
-            state = _state(model, batch, length, kind)
-            peaks = []
-            for tokens in (torch.empty(batch, n, dtype=torch.int64) for n in (1, piece)):
+        with model.frozen(), _steps(model, config, token, device) as decoder:
+            own = live.now - start
+
+            def call(work: Callable[[], Any]) -> tuple[Any, tuple[int, int]]:
                 live.peak = start = live.now
-                model(tokens, state=state, **({} if tokens.shape[1] == 1 else {"logits": False}))
-                peaks.append(live.peak - start)
-        return Decoding(_bytes(_tensors(model)) + kept, _bytes(_tensors(state)), *peaks)
+                made = work()
+                return made, (live.now - start, live.peak - start)
+
+            def read(tokens: Tensor, state: ModelState) -> tuple[Any, ...]:
+                short = decoder if tokens is token else None
+                x, *left = (short or model.features)(tokens, state)
+                if tokens is token:
+                    model.logits(x)
+                return tuple(left)
+
+            now, opened = (state, (0, 0)) if decoder is None else call(lambda: decoder.open(state, token))
+            return _Read(
+                outside=outside,
+                weights=_bytes(_tensors(model.layers)) + own,
+                state=_bytes(x for part in (*state.layers, state.inputs) for x in part),
+                opened=opened,
+                token=call(lambda: read(token, now))[1],
+                prompt=call(lambda: read(prompt, state))[1],
+            )
+
+
+@contextmanager
+def _steps(model: TransformerVQ, config: TransformerVQConfig, token: Tensor, device: str) -> Iterator[Decoder | None]:
+    """What reads tokens one by one in `generate`; None: the layers themselves."""
+    narrow = max(config.key_dim, config.value_dim) <= FUSED
+    if not (device == "cuda" and config.backend == "auto" and narrow and kernels_run()):
+        yield model.decoder(token) if config.backend in DECODED else None
+        return
+    decoder = Decoder(model.embedding, model.absolute_scale, model.layers, model.norm, in_place=True)
+    with rehearsal():
+        yield decoder if decoder.useful else None
 
 
 def _hollow(config: TransformerVQConfig) -> TransformerVQ:
@@ -156,14 +256,9 @@ def _fake(
     model: TransformerVQ, dtype: torch.dtype, config: TransformerVQConfig, device: str, precision: str
 ) -> Iterator[LiveBytes]:
     """Fake tensors in place of parameters and buffers, and the count of what is alive beside them."""
-    with counting(inside(lambda tokens: attention_backend(config, device, tokens, precision)[0], device)) as live:
-        for module in model.modules():
-            for name, p in module._parameters.items():
-                if p is not None:
-                    module._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad)
-            for name, b in module._buffers.items():
-                if b is not None:
-                    module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+    attention = scratch.inside(lambda tokens: attention_backend(config, device, tokens, precision)[0], device)
+    with counting(attention | inside.inside(device)) as live:
+        fill(model, dtype)
         yield live
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -60,3 +60,14 @@ def counting(inside: dict[Any, Inside] | None = None) -> Iterator[LiveBytes]:
     """Fake tensors from here on, on the device that they are said to be on, and their bytes counted."""
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(inside) as live:
         yield live
+
+
+def fill(module: nn.Module, dtype: torch.dtype) -> None:
+    """Put fake parameters, of this type, and fake buffers in place of a module's own.  Call inside of `counting`."""
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad)
+        for name, b in part._buffers.items():
+            if b is not None:
+                part._buffers[name] = torch.empty(b.shape, dtype=b.dtype)

@@ -1,7 +1,8 @@
 """How much memory a run takes on one process, and whether the device has it.
 
-The parts come from the model itself (`models/footprint.py`); here they are put together as a step goes: at any moment
-parameters, optimizer state, carried state and the gradients made so far are there, and beside them
+Here for language models, whose parts come from the model itself (`models/footprint.py`) and are put together as a step
+goes; `whole_step.py` runs what else is trained as it is. At any moment parameters, optimizer state, carried state and
+the gradients made so far are there, and beside them
 
     forward     what the layers so far keep, and the most that the next one needs
     loss        what all layers keep, and the most that norm, head and loss need
@@ -15,6 +16,7 @@ The peak is the largest. Python, PyTorch and its libraries take some 0.4 GiB mor
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from transformer_vq.config import RunConfig, TransformerVQConfig
 from transformer_vq.config.run import OptimizationConfig
@@ -61,9 +64,13 @@ class Memory:
         return {**vars(self), "total": self.total}
 
 
-def training_memory(settings: RunConfig, device: str, processes: int = 1) -> Memory:
-    """Of one of `processes` on a `device` (cpu, cuda).  `model.vocab_size` must be set."""
-    return max((_peak(settings, model, device, processes) for model in _phases(settings.model)), key=lambda m: m.total)
+def training_memory(settings: RunConfig, device: str, processes: int = 1, *, probes: bool = True) -> Memory:
+    """Of a language model on one of `processes` on a `device` (cpu, cuda).  `model.vocab_size` must be set.
+
+    probes: some steps measure `task_share`, as those of the language task do.
+    """
+    phases = (_peak(settings, model, device, processes, probes) for model in _phases(settings.model))
+    return max(phases, key=lambda m: m.total)
 
 
 def _phases(model: TransformerVQConfig) -> list[TransformerVQConfig]:
@@ -76,12 +83,12 @@ def _phases(model: TransformerVQConfig) -> list[TransformerVQConfig]:
     return [model, whole.model_copy(update={"per_layer": warming})]
 
 
-def _peak(settings: RunConfig, model: TransformerVQConfig, device: str, processes: int) -> Memory:
+def _peak(settings: RunConfig, model: TransformerVQConfig, device: str, processes: int, probes: bool) -> Memory:
     """Of one phase: the moments of a step, and the largest."""
     train, streams = settings.train, settings.data.order == "streams"
     batch, passes = cut(train, processes)
     asked = not (train.compile or model.checkpoint_activations)  # as the language task asks for `task_share`
-    probes = asked and any(q.kind != "none" for q in model.layer_quantizers())
+    probes = probes and asked and any(q.kind != "none" for q in model.layer_quantizers())
     found = footprint.training(
         model,
         batch,
@@ -91,13 +98,15 @@ def _peak(settings: RunConfig, model: TransformerVQConfig, device: str, processe
         retained=probes,
         device=device,
     )
+    with torch.device("meta"):
+        module = TransformerVQ(model)
     everything = sum(found.parameters) + found.outside
     buckets = everything if processes > 1 else 0  # DistributedDataParallel's copies
     earlier = everything if passes > 1 else 0  # gradients of the micro-batches before
     before = list(accumulate((part.kept for part in found.layers), initial=found.embedded))
     moments = [  # when, gradients, activations, working
         ("loss", earlier, before[-1], max(found.loss.forward, found.loss.backward)),
-        ("update", everything, 0, _temporaries(train, model, everything, device)),
+        ("update", everything, 0, update_bytes(module, train, device)),
     ]
     for i, part in enumerate(found.layers):
         later = sum(found.parameters[i + 1 :]) + found.outside
@@ -110,7 +119,7 @@ def _peak(settings: RunConfig, model: TransformerVQConfig, device: str, processe
     when, gradients, activations, working = max(moments, key=lambda m: sum(m[1:]))
     return Memory(
         parameters=everything + found.buffers,
-        optimizer=optimizer_bytes(model, train),
+        optimizer=optimizer_bytes(module, train),
         state=found.state * (2 * passes - 1) if streams else 0,
         gradients=gradients + buckets,
         activations=activations,
@@ -126,10 +135,8 @@ def cut(train: OptimizationConfig, processes: int) -> tuple[int, int]:
     return batch, -(-rows // batch)
 
 
-def optimizer_bytes(model: TransformerVQConfig, train: OptimizationConfig) -> int:
-    """What the optimizers of `optimizers.py` remember between steps."""
-    with torch.device("meta"):
-        module = TransformerVQ(model)
+def optimizer_bytes(module: nn.Module, train: OptimizationConfig) -> int:
+    """What the optimizers of `optimizers.py` remember of a module between steps."""
     hidden = hidden_matrices(module) if train.optimizer == "muon" else set()
     numbers = 0
     for name, p in module.named_parameters():
@@ -141,13 +148,10 @@ def optimizer_bytes(model: TransformerVQConfig, train: OptimizationConfig) -> in
     return numbers * (8 if train.precision == "fp64" else 4)
 
 
-def _temporaries(train: OptimizationConfig, model: TransformerVQConfig, parameters: int, device: str) -> int:
-    """Of the optimizer's arithmetic: all parameters at once on a GPU, the largest alone on a CPU."""
-    if device != "cpu":
-        return parameters
-    with torch.device("meta"):
-        largest = max(p.numel() for p in TransformerVQ(model).parameters())
-    return 2 * largest * (8 if train.precision == "fp64" else 4)
+def update_bytes(module: nn.Module, train: OptimizationConfig, device: str) -> int:
+    """Of the optimizers' arithmetic: all parameters at once on a GPU, the largest alone on a CPU."""
+    sizes = [p.numel() for p in module.parameters()]
+    return (sum(sizes) if device != "cpu" else 2 * max(sizes)) * (8 if train.precision == "fp64" else 4)
 
 
 def available(device: str) -> int:
@@ -171,26 +175,39 @@ def _left_in_group() -> float:
 def complaint(settings: RunConfig, device: str, processes: int = 1) -> str | None:
     """One line where the run takes more than there is; None where it fits or nobody can tell.
 
-    Processes on one machine share what it has, but each has its GPU.  `model.vocab_size` must be set.
+    `model.vocab_size` must be set.
     """
-    there = available(device)
+    needed = needed_where_close(
+        roughly(settings, processes), lambda: training_memory(settings, device, processes).total, device, processes
+    )
+    advice = "a smaller train.micro_batch or model.checkpoint_activations=true takes less, with the same result"
+    return warning("a step", needed, device, advice)
+
+
+def needed_where_close(rough: int, exactly: Callable[[], int], device: str, processes: int) -> int:
+    """Bytes of all processes that share what there is; 0 where that is clearly enough, or nobody can tell.
+
+    rough, exactly: of one process. Processes on one machine share what it has, but each has its GPU.
+    """
     sharing = 1 if device == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    if _roughly(settings, processes) * sharing * CLEARLY_FITS < there:
-        return None
+    if rough * sharing * CLEARLY_FITS < available(device):
+        return 0
     try:
-        needed = training_memory(settings, device, processes).total * sharing
+        return exactly() * sharing
     except Exception:  # a module of somebody's own that cannot run without numbers; the run itself will tell
-        return None
+        return 0
+
+
+def warning(what: str, needed: int, device: str, advice: str) -> str | None:
+    """One line where more bytes are needed than there are, or None. advice: what takes less."""
+    there = available(device)
     if needed <= there:
         return None
-    what = "the GPU has" if device == "cuda" else "is free"
-    return (
-        f"a step takes about {gib(needed)} of memory, and {gib(there)} {what}: it may not fit; a smaller "
-        "train.micro_batch or model.checkpoint_activations=true takes less, with the same result"
-    )
+    has = "the GPU has" if device == "cuda" else "is free"
+    return f"{what} takes about {gib(needed)} of memory, and {gib(there)} {has}: it may not fit; {advice}"
 
 
-def _roughly(settings: RunConfig, processes: int) -> int:
+def roughly(settings: RunConfig, processes: int) -> int:
     """More than a step takes, most likely; at no cost."""
     model, train = settings.model, settings.train
     batch, passes = cut(train, processes)
