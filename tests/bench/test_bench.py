@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from transformer_vq.bench import comparison, device, generation, llama, train
+from transformer_vq.bench import comparison, device, generation, llama, train, turns
 from transformer_vq.bench.turns import in_turns, ratios
 from transformer_vq.bench.work import Work
 from transformer_vq.cli import run
@@ -89,6 +89,24 @@ def test_contestants_take_turns_and_the_first_two_do_not_count():
     assert order == ["a", "b"] * 5 and [len(found[name]) for name in "ab"] == [3, 3]
     assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 1.0]) == (2.5, 3.0, 3.5)
     assert ratios([3.0], [1.0]) == (3.0, 3.0, 3.0)
+
+
+def test_short_steps_are_queued_on_a_gpu_and_long_ones_are_not(monkeypatch):
+    clock, steps = [0.0], []
+
+    def step(name, seconds):
+        steps.append(name)
+        clock[0] += seconds
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    contest = {"short": lambda: step("short", 0.01), "long": lambda: step("long", 0.1)}
+    found = in_turns(contest, 2, "cuda")
+    assert found["short"] == pytest.approx([0.01] * 2) and found["long"] == pytest.approx([0.1] * 2)
+    assert (steps.count("short"), steps.count("long")) == (1 + 3 * turns.QUEUED, 4)
+    steps.clear()
+    in_turns(contest, 2, "cpu")
+    assert (steps.count("short"), steps.count("long")) == (4, 4)
 
 
 def test_the_command_prints_one_json_object(capsys, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transformer_vq.bench.turns import timed
+from transformer_vq.bench.turns import in_turns
 from transformer_vq.machine import commit, cpu_name
 
 
@@ -60,7 +60,7 @@ def ceilings(dtype: torch.dtype | None = None, repeats: int = 5) -> Ceilings:
     target, product = torch.empty_like(source), torch.empty_like(a)
 
     def median(step: Any) -> float:
-        return statistics.median([timed(step, device) for _ in range(repeats + 1)][1:])
+        return statistics.median(in_turns({"": step}, repeats, device)[""])
 
     products = median(lambda: torch.mm(a, b, out=product))
     return Ceilings(2 * n**3 / products, 2 * source.nbytes / median(lambda: target.copy_(source)))

@@ -14,35 +14,37 @@ Spread = tuple[float, float, float]
 """Lower quartile, median, upper quartile."""
 
 
+QUEUED = 5
+"""Steps of a turn on a GPU, launched one behind the other: the first one's launches alone would be waited for."""
+LONG = 0.05
+"""Seconds of a step beyond which the launches do not matter, and one is enough."""
+
+
 def in_turns(
     contest: Mapping[Name, Callable[[], object]], repeats: int, device: str, warmup: int = 2
 ) -> dict[Name, list[float]]:
-    """Seconds of each of `repeats` turns, by contestant; `warmup` turns before them are not counted."""
+    """Seconds of a step in each of `repeats` turns, by contestant; `warmup` turns before them are not counted."""
     seconds: dict[Name, list[float]] = {name: [] for name in contest}
-    for turn in range(repeats + warmup):
+    for turn in range(warmup + repeats):
         for name, step in contest.items():
-            spent = timed(step, device)
-            if turn >= warmup:
-                seconds[name].append(spent)
-    return seconds
+            before = seconds[name][-1] if turn else LONG
+            seconds[name].append(timed(step, device, QUEUED if device == "cuda" and before < LONG else 1))
+    return {name: found[warmup:] for name, found in seconds.items()}
 
 
-QUEUED = 5
-"""Steps of a turn on a GPU, launched one behind the other: the first one's launches alone would be waited for."""
-
-
-def timed(step: Callable[[], object], device: str) -> float:
-    """Seconds that one step takes."""
-    if device != "cuda":
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
-    torch.cuda.synchronize()
+def timed(step: Callable[[], object], device: str, queued: int = 1) -> float:
+    """Seconds that a step takes, of so many one behind the other."""
+    _wait(device)
     start = time.perf_counter()
-    for _ in range(QUEUED):
+    for _ in range(queued):
         step()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / QUEUED
+    _wait(device)
+    return (time.perf_counter() - start) / queued
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
