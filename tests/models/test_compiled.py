@@ -85,9 +85,22 @@ def breaks(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
     return max(graphs.frame_count - 1, sum(counters["graph_break"].values()))
 
 
+ALIKE = {
+    f"vq, {name}"
+    for name in ("rotation_tangent", "rotation_centred", "scale", "rotation_unscaled", "reflection", "reinmax", "ibq")
+}
+"""Whose code is that of others up to a formula."""
+
+
 @pytest.mark.parametrize(
     ("name", "masked"),
-    [*((name, False) for name in ["gau", *EVERY]), ("gau", True), ("fsq", True), ("vq, gumbel", True)],
+    [
+        *((name, False) for name in ["gau", *EVERY] if name not in ALIKE),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in sorted(ALIKE)),
+        ("gau", True),
+        ("fsq", True),
+        ("vq, gumbel", True),
+    ],
 )
 def test_no_quantizer_breaks_the_graph(name, masked):
     """By itself, which is quick: the rest of the model is the same for all."""
@@ -108,7 +121,7 @@ def test_a_graph_break_is_counted():
     assert breaks(lambda k: (k * k.detach().sum().item()).sum() if k.sum() > 0 else k.sum(), k) > 0
 
 
-WHOLE = ("gau", "fsq", "none", "vq, gumbel")  # statistics and a schedule, an expansion, full attention, noise
+WHOLE = ("gau", "none")  # both kinds of attention; quantizers are counted above
 
 
 @pytest.mark.parametrize(
