@@ -196,6 +196,22 @@ def test_new_weights_count_from_the_next_frozen_on():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["xl, heads", "rotary", "conv"])
+def test_a_state_outlives_the_weights_that_it_was_made_with(name):
+    m, tokens = model(name), text(2, 6)
+    with m.frozen():
+        state = m(tokens[:, :4]).state
+        state = m(tokens[:, 4:5], state=state).state
+    assert isinstance(state, Decoding)
+    for layer in m.layers:
+        layer.quantizer.ema_sum.mul_(0.5)
+        layer.out_proj.weight.mul_(2)
+    want = m(tokens[:, 5:], state=state).logits
+    with m.frozen():
+        assert_same({"": m(tokens[:, 5:], state=state).logits}, {"": want}, rtol=1e-12)
+
+
+@torch.no_grad()
 def test_rows_and_sizes_of_a_state_are_checked():
     m = model("xl")
     state, other = m(text(2, 3)).state, model("no window")(text(1, 3)).state

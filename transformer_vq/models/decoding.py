@@ -58,14 +58,16 @@ class Decoding:
         inputs: tuple[Tensor, ...],
         steps: int,
         dtype: torch.dtype,
+        reader: object,
         graph: Captured | None = None,
     ):
         """layers: for each its memory, as `LayerStep.open` made it, or what it carries where it has no step.
 
-        dtype: of keys and values in the state. graph: of the next step, once it is captured.
+        dtype: of keys and values in the state. reader: stands for the `Decoder` whose tables the memory and the graph
+        hold. graph: of the next step, once it is captured.
         """
         self.start, self.layers_now, self.inputs_now, self.steps = start, layers, inputs, steps
-        self.dtype, self.graph = dtype, graph
+        self.dtype, self.reader, self.graph = dtype, reader, graph
 
     @cached_property
     def whole(self) -> ModelState:
@@ -85,7 +87,7 @@ class Decoding:
         from transformer_vq.ops.attention.ring import moved_on  # imports triton
 
         rings = tuple(moved_on(ring) for ring in self.layers_now)
-        return Decoding(self.start, rings, (), self.steps + 1, self.dtype, self.graph)
+        return Decoding(self.start, rings, (), self.steps + 1, self.dtype, self.reader, self.graph)
 
     def check(self) -> None:
         """Raise ValueError where some layer's ring has moved on since."""
@@ -272,6 +274,7 @@ class Decoder:
             a is None or b.conv is not None for a, b in zip(self.steps, self.layers, strict=True)
         )
         self.same_memory = in_place and not self.placed  # for every token
+        self.key = object()
 
     @property
     def useful(self) -> bool:
@@ -280,7 +283,8 @@ class Decoder:
 
     def __call__(self, tokens: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState, Callable[[], Any]]:
         """tokens (B, 1) -> (B, 1, D) for the head, state, and what gives each layer's `Quantized` when it is called."""
-        now = state if isinstance(state, Decoding) else self.open(state, tokens)
+        mine = getattr(state, "reader", None) is self.key  # of another one weights may have changed since
+        now = cast(Decoding, state) if mine else self.open(whole(state), tokens)
         small = tokens.device.type == "cpu" and self.work * len(tokens) < WORTH_THREADS
         with alone() if small else nullcontext():
             x, moved, seen = self.play(tokens, now) if self.playable(now, tokens) else self.read(tokens, now)
@@ -354,7 +358,8 @@ class Decoder:
             seen.append(result)
             if left is not None:
                 inputs.append(left)
-        return self.norm(x), Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1, now.dtype), seen
+        moved = Decoding(now.start, tuple(after), tuple(inputs), now.steps + 1, now.dtype, self.key)
+        return self.norm(x), moved, seen
 
     def open(self, state: ModelState | None, tokens: Tensor) -> Decoding:
         """Ready to go on from `state`."""
@@ -363,4 +368,4 @@ class Decoder:
         layers = [
             Carried(x, None) if one is None else one.open(x, B) for one, x in zip(self.steps, start.layers, strict=True)
         ]
-        return Decoding(start, tuple(layers), start.inputs, 0, self.embedding.dtype)
+        return Decoding(start, tuple(layers), start.inputs, 0, self.embedding.dtype, self.key)
