@@ -14,7 +14,7 @@ from interpret import interpret
 from torch import Tensor, nn
 
 from transformer_vq import TransformerVQ, TransformerVQConfig
-from transformer_vq.models import ModelState, decoding
+from transformer_vq.models import ModelState, decoding, prepared
 from transformer_vq.models.decoding import Decoder, Decoding
 from transformer_vq.ops.attention import FullState, step
 
@@ -124,6 +124,17 @@ def test_sixteen_bits_are_rounded_where_the_long_way_rounds_them(name, dtype, mo
             assert torch.equal(its[0], first[0])  # the first layer's codes, or keys
             state, mine = want.state, got.state
     assert errors["short"] < 1.2 * errors["long"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_keys_without_a_norm_are_those_of_the_long_way(dtype):
+    """At widths whose K^(-1/4) is no number of 16 bits."""
+    config = TransformerVQConfig(**{**SIZES, "key_dim": 80, "qk_norm": False, "block": "transformer", "quantizer": VQ})
+    layer = TransformerVQ(config).to(dtype).layers[0]
+    x = torch.randn(3, 1, 2 * 80, generator=torch.Generator().manual_seed(0)).to(dtype)
+    want = layer.key_heads(x, 2)[:, :, 0]
+    assert torch.equal(prepared.head_norm(layer, layer.norm.weight)(x.view(3, 2, 80)), want)
 
 
 @torch.no_grad()

@@ -28,8 +28,10 @@ class Captured:
         with torch.inference_mode(False):  # it is written to in other modes too
             self.tokens = tokens.clone()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(tokens.device), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.made = run(self.tokens)
+        with torch.cuda.device(tokens.device):
+            stream = torch.cuda.Stream(tokens.device)  # PyTorch's own for graphs stays on the device that came first
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.made = run(self.tokens)
 
     def __call__(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Play it for these tokens (B, 1)."""

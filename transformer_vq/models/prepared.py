@@ -55,8 +55,8 @@ def added(linear: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
 def head_norm(layer: VQAttention, like: Tensor) -> Callable[[Tensor], Tensor]:
     """What `VQAttention.key_heads` does to (B, heads, K)."""
     K, eps = layer.config.key_dim, layer.config.norm_eps
-    scale = like.new_full((), K**-0.25)
-    return prepared_norm(K, K**-0.25, like, eps=eps) if layer.config.qk_norm else lambda x: x * scale
+    scale = K**-0.25  # a number: in 16 bits a tensor of it would be rounded
+    return prepared_norm(K, scale, like, eps=eps) if layer.config.qk_norm else lambda x: x * scale
 
 
 def finder(layer: VQAttention) -> Callable[[Tensor], Tensor]:
