@@ -13,7 +13,7 @@ from transformer_vq.cli import run as command
 from transformer_vq.config import TransformerVQConfig
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.decoding import Decoder
-from transformer_vq.models.footprint import DTYPES, decoding, decoding_of_batches, training
+from transformer_vq.models.footprint import DTYPES, decoding, training
 from transformer_vq.ops.inside import kernels_run
 from transformer_vq.training import memory, run
 
@@ -87,12 +87,6 @@ def test_a_token_and_a_prompt_take_what_is_said(name, dtype):
     own = sizes(model.parameters()) + sizes(model.buffers())
     assert said.parameters == pytest.approx(own + kept, rel=0.1)
     assert said.total == said.parameters + said.state + max(said.token, said.prompt)
-
-
-def test_batches_between_are_on_a_line():
-    for found, batch in zip(decoding_of_batches(reader(), (1, 8, 64), 200, 64), (1, 8, 64), strict=True):
-        assert found.total == pytest.approx(decoding(reader(), batch, 200, 64).total, rel=0.05)
-    assert decoding_of_batches(reader(), (4,), 200, 64) == [decoding(reader(), 4, 200, 64)]
 
 
 @pytest.mark.skipif(not kernels_run(), reason="needs triton, and no GPU that is too old")

@@ -79,16 +79,16 @@ def block_length(model: TransformerVQConfig, device: str, tokens: int | None, ba
 def memory(settings: RunConfig, device: str) -> dict[str, Any]:
     """Bytes in training, as the config says, and of generating texts; `error` where they cannot be told."""
     from transformer_vq.evaluation.generation import PREFILL
-    from transformer_vq.models.footprint import decoding_of_batches
+    from transformer_vq.models.footprint import decoding
     from transformer_vq.training.memory import available, training_memory
 
     train, texts = settings.train, []
     try:
         step = training_memory(settings, device)
         for dtype in ("fp64",) if train.precision == "fp64" else ("fp32", "bf16"):
-            found = decoding_of_batches(settings.model, BATCHES, train.seq_len, PREFILL, dtype=dtype, device=device)
-            shapes = ({"batch": batch, "length": train.seq_len, "dtype": dtype} for batch in BATCHES)
-            texts += [{**shape, **text.as_dict()} for shape, text in zip(shapes, found, strict=True)]
+            for batch in BATCHES:
+                text = decoding(settings.model, batch, train.seq_len, PREFILL, dtype=dtype, device=device)
+                texts.append({"batch": batch, "length": train.seq_len, "dtype": dtype, **text.as_dict()})
     except Exception as error:  # somebody's own module may not run without numbers: describing goes on
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     shape = {"batch": train.micro_batch or train.batch_size, "length": train.seq_len, "precision": train.precision}

@@ -7,9 +7,9 @@ Axes:  B batch  T length  D width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -148,27 +148,6 @@ def decoding(
     )
 
 
-def decoding_of_batches(
-    config: TransformerVQConfig,
-    batches: Sequence[int],
-    length: int,
-    piece: int,
-    *,
-    dtype: str = "fp32",
-    device: str = "cpu",
-) -> list[Decoding]:
-    """`decoding` of several batches, at the price of two: the smallest and the largest, and the line between them."""
-    least, most = min(batches), max(batches)
-    ends = [decoding(config, batch, length, piece, dtype=dtype, device=device) for batch in {least: 0, most: 0}]
-    numbers = [astuple(end) for end in ends]
-
-    def between(batch: int) -> Decoding:
-        way = (batch - least) / max(1, most - least)
-        return Decoding(*(round(a + way * (b - a)) for a, b in zip(numbers[0], numbers[-1], strict=True)))
-
-    return [between(batch) for batch in batches]
-
-
 @dataclass(frozen=True)
 class _Read:
     """Bytes of a model of one layer that reads. A call is what it leaves behind, and the most that it needs."""
@@ -256,9 +235,10 @@ def _fake(
     model: TransformerVQ, dtype: torch.dtype, config: TransformerVQConfig, device: str, precision: str
 ) -> Iterator[LiveBytes]:
     """Fake tensors in place of parameters and buffers, and the count of what is alive beside them."""
+    model.to(dtype)  # it says which buffers have a type of their own
     attention = scratch.inside(lambda tokens: attention_backend(config, device, tokens, precision)[0], device)
     with counting(attention | inside.inside(device)) as live:
-        fill(model, dtype)
+        fill(model)
         yield live
 
 

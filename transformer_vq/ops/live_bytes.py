@@ -62,12 +62,12 @@ def counting(inside: dict[Any, Inside] | None = None) -> Iterator[LiveBytes]:
         yield live
 
 
-def fill(module: nn.Module, dtype: torch.dtype) -> None:
-    """Put fake parameters, of this type, and fake buffers in place of a module's own.  Call inside of `counting`."""
+def fill(module: nn.Module) -> None:
+    """Put fake tensors in place of a module's parameters and buffers, of their types.  Call inside of `counting`."""
     for part in module.modules():
         for name, p in part._parameters.items():
             if p is not None:
-                part._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad)
+                part._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad)
         for name, b in part._buffers.items():
             if b is not None:
                 part._buffers[name] = torch.empty(b.shape, dtype=b.dtype)

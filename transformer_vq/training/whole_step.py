@@ -51,9 +51,11 @@ def whole_step(
     """
     rows, passes = cut(train, processes)
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    for module in players.values():
+        module.to(dtype)  # it says which buffers have a type of their own
     with counting(inside(device)) as live:
         for module in (*players.values(), *([] if constant is None else [constant])):
-            fill(module, dtype if module is not constant else torch.float32)
+            fill(module)
         parameters = live.now
         for module in players.values():
             for p in module.parameters():  # as the last step left them
