@@ -324,6 +324,9 @@ class Decoder:
             self.same_memory = False
             now.take_back()
             return now
+        except BaseException:  # such as Ctrl-C: the state is still the one to go on from
+            now.take_back()
+            raise
         after[0].graph = graph
         return after[0]
 
