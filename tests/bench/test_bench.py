@@ -9,6 +9,7 @@ from transformer_vq.bench import comparison, device, generation, llama, train, t
 from transformer_vq.bench.turns import in_turns, ratios
 from transformer_vq.bench.work import Work
 from transformer_vq.cli import run
+from transformer_vq.config import ConfigError
 
 
 def test_generation_names_each_position():
@@ -60,10 +61,35 @@ def test_what_fails_is_absent_and_says_why():
     def broken():
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
+    class Foreign(Exception):
+        """As a compiler of kernels raises."""
+
+    def foreign():
+        raise Foreign("does not compile")
+
+    assert comparison.able(lambda: foreign) == "fails here: Foreign: does not compile"
     assert comparison.able(lambda: broken) == "fails here: OutOfMemoryError: CUDA out of memory."
     assert comparison.able(lambda: "needs a GPU") == "needs a GPU"
     row = comparison.row("n", 1, {"ours": [1.0]}, Work(1, 1), {"theirs": "fails here"})
     assert comparison.absent([row]) == {"theirs": "fails here"} and list(comparison.lines([row], "n")) == ["ours"]
+
+
+def test_a_model_that_cannot_be_built_is_absent(monkeypatch):
+    def lacking(config):
+        raise ConfigError("bench: Llama: needs transformers")
+
+    for module, run_it in (
+        (train, lambda: train.run(lengths=(16,), repeats=1, tokens=16, layers=1)),
+        (generation, lambda: generation.run(positions=(8,), repeats=1, layers=1)),
+    ):
+        monkeypatch.setattr(module, "llama", lacking)
+        (row,) = run_it()
+        assert "needs transformers" in row["others"]["Llama"]["absent"] and row["others"]["ours, full"]["ratio"] > 0
+
+
+def test_ceilings_are_of_the_type_that_is_measured():
+    assert device.type_of({"precision": "bf16"}, "fp32") == device.type_of({"dtype": "bf16"}, None) == torch.bfloat16
+    assert device.type_of({"shape": "125M"}, "fp32") == torch.float32 and device.type_of({}, None) is None
 
 
 def test_the_table_shows_spread_of_every_side():
@@ -111,7 +137,7 @@ def test_short_steps_are_queued_on_a_gpu_and_long_ones_are_not(monkeypatch):
 
 def test_the_command_prints_one_json_object(capsys, monkeypatch):
     monkeypatch.setattr(generation, "run", lambda repeats: [{"position": repeats, "milliseconds": 1.0, "others": {}}])
-    monkeypatch.setattr(device, "ceilings", lambda: device.Ceilings(1e11, 1e10))
+    monkeypatch.setattr(device, "ceilings", lambda dtype: device.Ceilings(1e11, 1e10))
     assert run(["bench", "generation", "--repeats", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bench"] == "generation" and found["rows"][0]["position"] == 3

@@ -24,7 +24,7 @@ def quick(monkeypatch):
     done = []
     rows = [ROW, {**ROW, "tokens": 8192}]
     monkeypatch.setattr(attention, "run", lambda **options: done.append(options) or rows)
-    monkeypatch.setattr(device, "ceilings", lambda: device.Ceilings(1e11, 1e10))
+    monkeypatch.setattr(device, "ceilings", lambda dtype: device.Ceilings(1e11, 1e10))
     monkeypatch.setattr(device, "about", lambda: dict(FACTS))
     monkeypatch.setattr(page, "SECTIONS", {"attention": page.SECTIONS["attention"]})
     return done
@@ -71,3 +71,14 @@ def test_json_picture_and_file_of_one_benchmark(quick, tmp_path, capsys):
     assert printed == json.loads(out.read_text()) and printed["commit"] == "abc"
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert run(["bench", "attention", "--out", str(tmp_path / "none" / "a.json")]) == 2
+
+
+def test_what_was_kept_in_another_form_is_measured_anew(quick, tmp_path):
+    target = tmp_path / "speed.md"
+    assert run(["bench", "all", "--page", str(target)]) == 0
+    (kept,) = tmp_path.rglob("attention.json")
+    old = json.loads(kept.read_text())
+    kept.write_text(json.dumps(old | {"rows": [{"tokens": 2048, "vq_ms": 1.0}]}))
+    assert page.missing(target) == ["attention"]
+    assert run(["bench", "all", "--page", str(target), "--only-page"]) == 0
+    assert run(["bench", "all", "--page", str(target)]) == 0 and len(quick) == 2

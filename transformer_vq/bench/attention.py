@@ -35,6 +35,8 @@ ON_GPU: dict[str, Any] = {
     "heads": 8, "width": 128, "codes": 512, "window": 512, "block_len": 512,
 }  # fmt: skip
 
+TYPE: str | None = None
+"""Of its products, where no option says it; None: fp32 on a CPU, bf16 on a GPU."""
 AXIS = "tokens"
 MORE = {"rows": ("rows", ",.0f"), "block_len": ("block", ".0f"), "peak_mib": ("peak, MiB", ",.0f")}
 

@@ -39,7 +39,7 @@ def run(
     lengths: Sequence[int] = LENGTHS, processes: int = 2, repeats: int = 5, evaluation: bool = False, **changes: Any
 ) -> list[Row]:
     """-> a row each length: tokens, processes, alone_ms, cut_ms (medians), speedup (median over turns) and its
-    quartiles speedup_low, speedup_high.  `changes` to the model of `llama.SHAPE`.
+    quartiles speedup_low, speedup_high.  `changes` to the model of `llama.SHAPES`.
     """
     found = together(_process, processes, list(lengths), repeats, evaluation, changes)[0]
     rows = []

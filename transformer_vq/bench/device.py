@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +11,14 @@ import torch
 from transformer_vq.bench.turns import in_turns
 from transformer_vq.machine import commit, cpu_name
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
 
 class Ceilings(NamedTuple):
     """What no kernel here can exceed."""
 
     flops: float
-    """FLOP/s of a large matrix product in the type of the benchmark."""
+    """FLOP/s of a large matrix product, in the type of the benchmark where its options name one."""
     bandwidth: float
     """Bytes/s, read and written, of a copy that does not fit into any cache."""
 
@@ -48,6 +51,12 @@ def line(facts: dict[str, Any]) -> str:
     threads = "" if facts["kind"] == "cuda" else f", {facts['threads']} thread{'s' * (facts['threads'] > 1)}"
     at = f", commit {facts['commit']}" if facts["commit"] else ""
     return f"{facts['device']}{threads}, torch {facts['torch']}{at}"
+
+
+def type_of(options: Mapping[str, Any], usual: str | None) -> torch.dtype | None:
+    """That of products in a benchmark with these options; usual: where they say none."""
+    named = options.get("precision") or options.get("dtype") or usual
+    return None if named is None else DTYPES.get(named)
 
 
 def ceilings(dtype: torch.dtype | None = None, repeats: int = 5) -> Ceilings:

@@ -7,7 +7,7 @@ The calls at all positions take turns in one process. One token's work does not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformer_vq.bench.comparison import OURS, Row, Step, able, apart, row
 from transformer_vq.bench.device import kind
 from transformer_vq.bench.llama import FULL, LLAMA, full, llama, ours
 from transformer_vq.bench.turns import in_turns
-from transformer_vq.config import ConfigError
+from transformer_vq.config import ConfigError, TransformerVQConfig
 from transformer_vq.models import ModelState, TransformerVQ
 from transformer_vq.models.describe import DTYPES, describe
 
@@ -28,6 +28,8 @@ ON_GPU: dict[str, Any] = {
     "positions": (1000, 1_000_000), "compare_up_to": 1000, "shape": "125M", "dtype": "bf16",
 }  # fmt: skip
 
+TYPE: str | None = "fp32"
+"""Of its products, where no option says it; None: fp32 on a CPU, bf16 on a GPU."""
 AXIS = "position"
 MORE = {"to_first": ("to the first", ".3f"), "mib": ("read, MiB", ",.1f")}
 
@@ -57,10 +59,9 @@ def run(
         sides: dict[tuple[str, int], Step | str] = {
             (OURS, p): our_token(model, text[:, :1], state) for p, state in states.items()
         }
-        if compared:
-            others = llama(model.config).to(device, DTYPES[dtype]).eval(), full(model.config).to(device, DTYPES[dtype])
-            sides |= {(LLAMA, p): able(partial(llama_token, others[0], text[:, :p])) for p in compared}
-            sides |= {(FULL, p): able(partial(full_token, others[1].eval(), text[:, :p])) for p in compared}
+        for name, build, token in ((LLAMA, llama, llama_token), (FULL, full, full_token)):
+            for p in compared:
+                sides[name, p] = able(partial(beside, build, token, model.config, text[:, :p], DTYPES[dtype]))
         steps, absent = apart(sides)
         with model.frozen(in_place=True):  # as `generate` does; no state here is gone on from twice
             seconds = in_turns(steps, repeats, device, warmup=10)
@@ -79,6 +80,17 @@ def run(
 def _at(position: int, by_side: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
     """Of one position, by name."""
     return {name: x for (name, p), x in by_side.items() if p == position}
+
+
+def beside(
+    build: Callable[[TransformerVQConfig], Any],
+    token: Callable[..., Step],
+    config: TransformerVQConfig,
+    text: Tensor,
+    dtype: torch.dtype,
+) -> Step:
+    """A token of another model of this shape after `text`; it is built first, which it may be that it cannot be."""
+    return token(build(config).to(text.device, dtype).eval(), text)
 
 
 def our_token(model: TransformerVQ, token: Tensor, state: ModelState | None) -> Step:

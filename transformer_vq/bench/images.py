@@ -26,6 +26,8 @@ SIDE = 32
 CHANNELS = 3
 EMA = 0.8  # that package's default
 
+TYPE: str | None = "fp32"
+"""Of its products, where no option says it; None: fp32 on a CPU, bf16 on a GPU."""
 AXIS = "batch_size"
 MORE = {"images_per_s": ("images/s", ",.0f"), "gflop": ("GFLOP", ",.1f")}
 

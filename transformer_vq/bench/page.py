@@ -59,7 +59,14 @@ def folder(page: Path) -> Path:
 
 def missing(page: Path) -> list[str]:
     """Sections of this device that are not there yet."""
-    return [name for name in SECTIONS if not (folder(page) / f"{name}.json").is_file()]
+    there = _sections(folder(page))
+    return [name for name in SECTIONS if name not in there]
+
+
+def _sections(folder: Path) -> dict[str, Found]:
+    """Measured on a device, but for what was kept in another form before 0.2."""
+    found = {file.stem: json.loads(read_text(file)) for file in folder.glob("*.json")}
+    return {name: one for name, one in found.items() if all("others" in row for row in one["rows"])}
 
 
 def on_gpu(module: Any) -> dict[str, Any]:
@@ -74,7 +81,8 @@ def record(page: Path, section: str) -> None:
     module = import_module(f"transformer_vq.bench.{benchmark}")
     if facts["kind"] == "cuda":
         options = options | on_gpu(module) | ON_GPU.get(section, {})
-    ceilings, rows = device.ceilings(), module.run(**options)
+    rows = module.run(**options)
+    ceilings = device.ceilings(device.type_of(options, module.TYPE))
     target = folder(page)
     target.mkdir(parents=True, exist_ok=True)
     found = {"bench": benchmark, "options": options, **facts, "ceilings": ceilings._asdict(), "rows": rows}
@@ -87,7 +95,7 @@ def write_page(page: Path) -> None:
     """From everything that lies beside it."""
     page.parent.mkdir(parents=True, exist_ok=True)
     folders = sorted(path for path in page.with_suffix("").glob("*") if any(path.glob("*.json")))
-    devices = {path: {file.stem: json.loads(read_text(file)) for file in path.glob("*.json")} for path in folders}
+    devices = {path: found for path in folders if (found := _sections(path))}
     write_text(page, "\n".join(_page(page, devices)) + "\n")
 
 

@@ -24,6 +24,8 @@ from transformer_vq.quantizers import build_quantizer
 Step = Callable[[], None]
 THEIRS = "vector-quantize-pytorch"
 
+TYPE: str | None = "fp32"
+"""Of its products, where no option says it; None: fp32 on a CPU, bf16 on a GPU."""
 AXIS = "vectors"
 MORE = {"peak_mib": ("peak, MiB", ",.0f")}
 

@@ -6,7 +6,7 @@ Forward, backward, AdamW and the codebooks' update; the same tokens a step at ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformer_vq.bench.comparison import OURS, Row, Step, able, apart, peak_o
 from transformer_vq.bench.device import kind
 from transformer_vq.bench.llama import FULL, LLAMA, full, llama, ours
 from transformer_vq.bench.turns import in_turns
-from transformer_vq.config import ConfigError
+from transformer_vq.config import ConfigError, TransformerVQConfig
 from transformer_vq.models import TransformerVQ
 from transformer_vq.models.describe import describe
 from transformer_vq.ops.pages import keep_pages
@@ -32,6 +32,8 @@ ON_GPU: dict[str, Any] = {
     "lengths": (2048, 8192, 32_768, 131_072), "tokens": 131_072, "shape": "125M", "precision": "bf16",
 }  # fmt: skip
 
+TYPE: str | None = "fp32"
+"""Of its products, where no option says it; None: fp32 on a CPU, bf16 on a GPU."""
 AXIS = "length"
 MORE = {
     "rows": ("rows", ",.0f"),
@@ -65,8 +67,8 @@ def run(
         model = ours(shape, **changes).to(device)
         sizes = (batch, length, device, precision)
         others = {
-            LLAMA: able(partial(llama_step, llama(model.config).to(device), *sizes)),
-            FULL: able(partial(our_step, full(model.config).to(device), *sizes)),
+            LLAMA: able(partial(beside, llama, llama_step, model.config, *sizes)),
+            FULL: able(partial(beside, full, our_step, model.config, *sizes)),
         }
         steps, absent = apart(others)
         mine = our_step(model, *sizes)
@@ -83,6 +85,19 @@ def run(
         made["tokens_per_s"] = batch * length / (made["milliseconds"] / 1e3)
         found.append(made)
     return found
+
+
+def beside(
+    build: Callable[[TransformerVQConfig], Any],
+    step: Callable[..., Step],
+    config: TransformerVQConfig,
+    batch: int,
+    length: int,
+    device: str,
+    precision: str,
+) -> Step:
+    """A step of another model of this shape, which is built first: it may be that it cannot be."""
+    return step(build(config).to(device), batch, length, device, precision)
 
 
 def count(model: nn.Module) -> int:

@@ -219,10 +219,12 @@ def _measure(name: str, json: bool, out: Path | None = None, plot: Path | None =
     console(to_stderr=True).print(f"bench {name} on {where}; runs take turns, which takes a while")
     given = {key: value for key, value in options.items() if value is not None}
     found: dict[str, Any] = {"bench": name, "machine": where, **facts}
+    chosen = (on_gpu(module) if facts["kind"] == "cuda" else {}) | given
+    rows = module.run(**chosen)
     if sized:
-        ceilings = device.ceilings()
+        ceilings = device.ceilings(device.type_of(chosen, module.TYPE))
         found["ceilings"] = ceilings._asdict()
-    found["rows"] = rows = module.run(**((on_gpu(module) if facts["kind"] == "cuda" else {}) | given))
+    found["rows"] = rows
     if plot is not None:
         from transformer_vq.bench.plot import picture
 

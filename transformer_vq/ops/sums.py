@@ -64,4 +64,4 @@ class Taken(torch.autograd.Function):
         """d_table[index] += d_rows."""
         (index,) = ctx.saved_tensors
         d_table = d_rows.new_zeros(ctx.size, d_rows.shape[-1])
-        return add_rows(d_table, index.flatten(), d_rows.flatten(0, -2)), None
+        return add_rows(d_table, index.flatten(), d_rows.reshape(-1, d_rows.shape[-1])), None

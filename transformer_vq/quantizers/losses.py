@@ -107,12 +107,15 @@ def wasserstein(k: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor:
     """
     wide = wide_dtype(k, codebook)
     keys, codes = k.detach().transpose(0, 1).flatten(1, 2).to(wide), codebook.to(wide)  # (H, N, K)
-    padding = keys.new_zeros(keys.shape[1], 1, dtype=torch.bool) if mask is None else ~mask.reshape(-1, 1)
-    count = (~padding).sum().clamp_min(1)
+    if mask is None:
+        mask = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool)
+    else:
+        keys = keys.masked_fill(~mask.reshape(-1, 1), 0)
+    count = mask.sum().clamp_min(1)
     with full_precision(codes.device):
-        key_mean = keys.masked_fill(padding, 0).sum(1, keepdim=True) / count
+        key_mean = keys.sum(1, keepdim=True) / count
         code_mean = codes.mean(1, keepdim=True)
-        centred_keys = (keys - key_mean).masked_fill(padding, 0)
+        centred_keys = (keys - key_mean).masked_fill_(~mask.reshape(-1, 1), 0)
         centred_codes = (codes - code_mean) / codes.shape[1] ** 0.5
         values, vectors = torch.linalg.eigh(centred_keys.mT @ centred_keys / count)
         root = vectors * values.clamp_min(0).sqrt()[:, None] @ vectors.mT
@@ -120,4 +123,4 @@ def wasserstein(k: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor:
         spread = values.clamp_min(0).sum(-1) + centred_codes.square().sum((1, 2))
         squared = (key_mean - code_mean).square().sum((1, 2)) + spread - 2 * overlap
         distance: Tensor = (squared.clamp_min(0) + 1e-8).sqrt().mean()  # the root has no slope at zero
-        return torch.where(padding.all(), 0, distance)
+        return torch.where(mask.any(), distance, 0)
