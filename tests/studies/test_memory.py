@@ -8,6 +8,7 @@ from peaks import peaks_of_steps
 from tiny_run import tiny_run
 
 from transformer_vq.cli import run as command
+from transformer_vq.cli.describe import vocabulary as describe_vocabulary
 from transformer_vq.config import save_config, validate
 from transformer_vq.config.recall import RecallRunConfig
 from transformer_vq.config.toy import ToyRunConfig
@@ -70,6 +71,15 @@ def test_pictures_are_not_downloaded(make, tmp_path, monkeypatch):
     assert "32" in said(study, needed - 1, monkeypatch)
     unknown = make(run_config(tmp_path / "r", data={"source": "cifar10"}), "images.width", [8, 32])
     assert said(unknown, 1, monkeypatch) is None
+
+
+@pytest.mark.parametrize("tokenizer", ["hf:gpt2", "tiktoken:gpt2", "nowhere/tokenizer.json", "empty.json"])
+def test_tokenizers_are_not_downloaded_and_may_be_missing(tokenizer, make, tmp_path, monkeypatch):
+    (tmp_path / "empty.json").write_text("")
+    monkeypatch.chdir(tmp_path)
+    study = make(tiny_run(tmp_path, data__tokenizer=tokenizer), "train.seq_len", [24, 48], metric="bits_per_byte")
+    monkeypatch.setattr(of_training, "available", lambda device: 1)
+    assert memory.complaint(study, "cpu", 1, describe_vocabulary) is None
 
 
 def test_recall_runs_are_told_of():

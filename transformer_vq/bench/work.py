@@ -68,13 +68,15 @@ def quantizer(keys: int, dim: int, codes: int, size: int = 4) -> Work:
 
 
 def training(flops_per_token: float, tokens: int, parameters: int) -> Work:
-    """A step with AdamW: three times the forward pass; weights, gradients and two moments read and written in fp32."""
+    """A step with AdamW: three times the forward pass, and what the optimizer moves."""
     return Work(TRAINING * flops_per_token * tokens, optimizer(parameters))
 
 
 def optimizer(parameters: int) -> int:
-    """Bytes of weights read forward and backward, of gradients written, and of a step of AdamW, all fp32."""
-    return 4 * parameters * (3 + 2 * 4)
+    """Bytes of weights read forward and backward and gradients written, and of AdamW, which reads gradients, and reads
+    and writes weights and two moments; all fp32.
+    """
+    return 4 * parameters * (3 + 1 + 2 * 3)
 
 
 def token(flops_per_token: float, weights: float, state: float) -> Work:

@@ -8,6 +8,8 @@ Axes:   B batch  C channels  h, w height and width
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +31,9 @@ def step_memory(
 ) -> WholeStep:
     """Of one of `processes` on a `device` (cpu, cuda), quantizers as after their start.
 
-    perceptual: the network of that loss, where there is one; its tensors are replaced by fake ones.
+    perceptual: the network of that loss, where there is one.
     """
-    images, gan = config.images, config.images.gan
+    images, gan, perceptual = config.images, config.images.gan, copy.deepcopy(perceptual)  # its tensors become fake
     with torch.device("meta"):
         model = ImageModel(started(images), shape.channels)
         players: dict[str, nn.Module] = {AUTOENCODER: model}

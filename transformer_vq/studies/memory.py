@@ -1,7 +1,8 @@
 """Whether the runs of a study fit in memory: the largest of them, told before any begins.
 
 Runs that look large are counted, those that cannot be larger than what was found are not. Of image runs the network of
-a perceptual loss is left out: whether it can be had, the run itself finds out.
+a perceptual loss is left out: whether it can be had, the run itself finds out. Nothing is downloaded: runs that need it
+are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformer_vq.config import ConfigError, RunConfig, TransformerVQConfig
 from transformer_vq.config.images import ImageDataConfig, ImageRunConfig
 from transformer_vq.config.recall import RecallRunConfig
 from transformer_vq.config.toy import ToyRunConfig
+from transformer_vq.data.tokenizers import is_here
 from transformer_vq.images import memory as of_images
 from transformer_vq.images.pictures import Shape
 from transformer_vq.images.sources import HUB, open_corpus
@@ -89,7 +91,12 @@ def _need(run: Run, device: str, vocabulary: Callable[[str], int], shapes: dict[
         return Need(run, rough, lambda: of_images.step_memory(settings, shape, device).total)
     if isinstance(settings, ToyRunConfig):
         return Need(run, toy_roughly(settings), lambda: toy_memory(settings, device))
-    text = as_text(settings, vocabulary)
+    if settings.data is not None and not is_here(settings.data.tokenizer):
+        return None
+    try:
+        text = as_text(settings, vocabulary)
+    except ConfigError:  # the run itself will tell
+        return None
     probes = isinstance(settings, RunConfig)
     return Need(run, roughly(text, 1), lambda: training_memory(text, device, probes=probes).total)
 

@@ -63,6 +63,12 @@ def reads_bytes(spec: str) -> bool:
     return spec == "bytes" or (spec.startswith("bytes+") and spec.removeprefix("bytes+").isdecimal())
 
 
+def is_here(spec: str) -> bool:
+    """Whether it can be made without the network."""
+    made = reads_bytes(spec) or spec.startswith(("bpe:", IDS))
+    return made or Path(spec).expanduser().exists()
+
+
 def make_tokenizer(spec: str, train: Iterable[Piece]) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; a BPE is trained on `train`.  Raises ConfigError when it is none."""
     return train_bpe(_bpe_size(spec), train) if spec.startswith("bpe:") else _existing(spec)
